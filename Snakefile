@@ -1,0 +1,25 @@
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/fuse.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analyse.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    finetune,
+    tables,
+    report,
+    fetch_archive,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.report.input,

@@ -1,0 +1,1 @@
+"""A benchmark suite for multi-task model fusion."""

@@ -1,0 +1,31 @@
+"""Backbones: one class a family of models, all with the interface of `Backbone`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fusion.backbones.sentence_encoder import SentenceEncoder
+from fusion.device import device
+
+KINDS = {"sentence_encoder": SentenceEncoder}
+
+
+class Backbone(Protocol):
+    """What a stage needs of a model: inputs to a batch, and (params, batch, head) to logits."""
+
+    module: nn.Module
+
+    def save(self, folder: str | Path) -> None: ...
+    def collate(self, inputs: Sequence[Any]) -> Any: ...
+    def size(self, example: Any) -> int: ...
+    def features(self, params: Mapping[str, Tensor], batch: Any) -> Tensor: ...
+    def logits(self, params: Mapping[str, Tensor], batch: Any, head: Tensor) -> Tensor: ...
+
+
+def open_backbone(folder: str | Path, row: Mapping[str, Any]) -> Backbone:
+    """The backbone of a config row, with the weights in `folder`, in evaluation mode on this machine's device."""
+    backbone = KINDS[row["kind"]](folder, **row["options"])
+    backbone.module.to(device())
+    return backbone

@@ -1,0 +1,55 @@
+"""Sentence encoders: a transformers text model, mean pooling, and cosine similarity to class embeddings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+Batch = dict[str, Tensor]
+
+
+class SentenceEncoder:
+    """A text encoder read from a folder in transformers format; `module` is the network.
+
+    max_length: tokens a text is cut to; logit_scale: factor of the cosine similarities; overrides: values that
+    replace those of the model's config.json.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, max_length: int, logit_scale: float, overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **(overrides or {}))
+        self.module = AutoModel.from_pretrained(folder, config=config, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.max_length, self.logit_scale = max_length, logit_scale
+        self.module.eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the network and its tokenizer in transformers format."""
+        self.module.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def collate(self, inputs: Sequence[str]) -> Batch:
+        """Token ids and attention mask (B, length), padded to the longest of these texts."""
+        tokens = self.tokenizer(
+            list(inputs), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        return {name: tokens[name].to(self.module.device) for name in ("input_ids", "attention_mask")}
+
+    def size(self, example: str) -> int:
+        """A cheap measure of an input's length, to batch inputs of similar cost."""
+        return min(len(example), 6 * self.max_length)
+
+    def features(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Normalized embeddings (B, d): the mean over the tokens that are not padding."""
+        states = functional_call(self.module, dict(params), kwargs=batch).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1)
+        return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def logits(self, params: Mapping[str, Tensor], batch: Batch, head: Tensor) -> Tensor:
+        """(B, C) for class embeddings head (C, d); `params` replace the module's own where named."""
+        return self.logit_scale * self.features(params, batch) @ head.T

@@ -1,0 +1,279 @@
+"""The configuration: rows for every task, model, mode, suite and method, checked before anything runs.
+
+`read(config)` joins the row files of config/ with the rows that a run defines or changes for itself. No torch here:
+Snakemake reads this on every start.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fusion.data.rows import ArchiveRow, TaskRow
+from fusion.hyperparameters import algorithms, hyperparameters, method_class
+
+ROWS = Path(__file__).parent.parent / "config"
+Split = Literal["train", "val", "test"]
+
+
+class Row(BaseModel):
+    """A row of configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightsSource(Row):
+    """Where pre-trained weights are: a folder in transformers format, by itself or inside an archive."""
+
+    archive: str | None = None
+    folder: str
+
+    def available(self) -> bool:
+        """An archive can be had wherever a package index can; a folder if it is there."""
+        return self.archive is not None or Path(self.folder).is_dir()
+
+
+class BackboneRow(Row):
+    """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own."""
+
+    kind: Literal["sentence_encoder"]
+    sources: list[WeightsSource] = Field(min_length=1)
+    frozen: list[str] = []
+    target_modules: list[str] = Field(min_length=1)
+    options: dict[str, Any] = {}
+
+    def source(self) -> WeightsSource:
+        """The first source that is available."""
+        found = next((source for source in self.sources if source.available()), None)
+        if found is None:
+            raise ValueError(f"none of the folders {[s.folder for s in self.sources]} exists (config/backbones.yaml)")
+        return found
+
+
+class Adapter(Row):
+    """LoRA's shape. init_lora_weights is PEFT's: true draws A and leaves B zero, false draws both."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    init_lora_weights: bool | Literal["gaussian"] = True
+
+
+class ModeRow(Row):
+    """A way of fine-tuning: all parameters, or an adapter, linearized or not; and where its models are merged."""
+
+    adapter: Adapter | None = None
+    linearized: bool = False
+    spaces: list[Literal["weight", "adapter"]] = ["weight"]
+
+    @model_validator(mode="after")
+    def _adapters_only(self) -> "ModeRow":
+        if self.adapter is None and (self.linearized or self.spaces != ["weight"]):
+            raise ValueError("without an adapter, `linearized` must be false and `spaces` [weight]")
+        return self
+
+
+class SuiteRow(Row):
+    """The tasks that are merged into one model."""
+
+    tasks: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "SuiteRow":
+        if twice := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+            raise ValueError(f"tasks {twice} are listed more than once; expected each task once (config/suites.yaml)")
+        return self
+
+
+class MethodRow(Row):
+    """An algorithm with its hyper-parameters; a list is a grid, from which validation data chooses.
+
+    spaces: where to merge adapters, all spaces of the mode if not given.
+    """
+
+    algorithm: str
+    hyperparameters: dict[str, Any] = {}
+    spaces: list[Literal["weight", "adapter"]] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> "MethodRow":
+        _require([self.algorithm], algorithms(), "algorithm", "fusion/methods")
+        model = hyperparameters(self.algorithm)
+        _require(
+            self.hyperparameters, model.model_fields, f"hyper-parameter of {self.algorithm}", "config/methods.yaml"
+        )
+        for candidate in self.grid():
+            try:
+                model(**candidate)
+            except ValidationError as error:
+                raise ValueError(f"{self.algorithm}: {_first(error)} (config/methods.yaml)") from error
+        return self
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the listed values, with the defaults filled in."""
+        rows: list[dict[str, Any]] = [{}]
+        for name, field in hyperparameters(self.algorithm).model_fields.items():
+            values = self.hyperparameters.get(name, field.default)
+            rows = [
+                {**row, name: value} for row in rows for value in (values if isinstance(values, list) else [values])
+            ]
+        if not rows:
+            raise ValueError(f"{self.algorithm}: an empty list is no grid; expected at least one value")
+        return rows
+
+
+class Finetune(Row):
+    """How each task is fine-tuned; `lr` is one rate, or one a mode."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float | dict[str, float]
+    weight_decay: float = Field(default=0.1, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    checkpoint_every: int = Field(default=100, ge=1)
+
+    def settings(self, mode: str) -> dict[str, Any]:
+        """The settings of one mode, with its learning rate."""
+        lr = self.lr[mode] if isinstance(self.lr, dict) else self.lr
+        return self.model_dump() | {"lr": lr}
+
+
+class Fuse(Row):
+    """Which unlabelled inputs adaptive methods see, in which batches, and how many examples choose from a grid."""
+
+    adapted_on: Literal["train", "val", "test"] = "val"
+    batch_size: int = Field(default=16, ge=1)
+    select_examples: int | None = Field(default=None, ge=1)
+
+
+class Evaluate(Row):
+    """How many examples of a split are scored (all if not given), and in which batches."""
+
+    batch_size: int = Field(default=32, ge=1)
+    examples: int | None = Field(default=None, ge=1)
+
+
+class Config(Row):
+    """A run. Names refer to rows; `define` adds rows or changes some of a row's values for this run alone."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    title: str = ""
+    results: str = "results"
+    seeds: list[int] = Field(min_length=1)
+    backbones: list[str] = Field(min_length=1)
+    modes: list[str] = Field(min_length=1)
+    suites: list[str] = Field(min_length=1)
+    methods: list[str] = []
+    finetune: Finetune
+    fuse: Fuse = Fuse()
+    evaluate: Evaluate = Evaluate()
+    define: dict[Literal["archives", "tasks", "backbones", "modes", "suites", "methods"], dict[str, Any]] = {}
+
+
+class Rows(BaseModel):
+    """Every row that the run can name."""
+
+    archives: dict[str, ArchiveRow]
+    tasks: dict[str, TaskRow]
+    backbones: dict[str, BackboneRow]
+    modes: dict[str, ModeRow]
+    suites: dict[str, SuiteRow]
+    methods: dict[str, MethodRow]
+
+
+class Plan(BaseModel):
+    """A checked configuration: the run, and the rows it names."""
+
+    config: Config
+    rows: Rows
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of all suites, each once."""
+        return list(dict.fromkeys(task for suite in self.config.suites for task in self.rows.suites[suite].tasks))
+
+    def mode(self, backbone: str, mode: str) -> dict[str, Any]:
+        """A mode as its stages need it: its row, with the backbone's target modules and frozen parameters."""
+        settings = self.rows.modes[mode].model_dump(exclude={"spaces"})
+        if settings["adapter"] is not None:
+            settings["adapter"]["target_modules"] = self.rows.backbones[backbone].target_modules
+        return settings | {"frozen": self.rows.backbones[backbone].frozen}
+
+    def spaces(self, mode: str, method: str) -> list[str]:
+        """The spaces in which a method merges a mode's models."""
+        wanted = self.rows.methods[method].spaces
+        return [space for space in self.rows.modes[mode].spaces if wanted is None or space in wanted]
+
+    def method_class(self, method: str) -> str:
+        """data-free, unlabelled or labelled."""
+        return method_class(self.rows.methods[method].algorithm)
+
+
+def read(config: Mapping[str, Any]) -> Plan:
+    """The checked plan of a run; ValueError says what is wrong, what was expected, and where to fix it."""
+    known = {field.alias or name for name, field in Config.model_fields.items()}
+    _require(config, known, "setting", "the configuration file")
+    try:
+        run = Config(**config)
+        rows = Rows(**{kind: _rows(kind, run.define) for kind in Rows.model_fields})
+    except ValidationError as error:
+        raise ValueError(f"configuration: {_first(error)}") from error
+    _check_names(run, rows)
+    return Plan(config=run, rows=rows)
+
+
+def _rows(kind: str, define: Mapping[Any, Any]) -> dict[str, Any]:
+    text = (ROWS / f"{kind}.yaml").read_text(encoding="utf-8")
+    return _join(yaml.safe_load(text) or {}, define.get(kind, {}))
+
+
+def _join(base: Any, change: Any) -> Any:
+    if isinstance(base, Mapping) and isinstance(change, Mapping):
+        return {**base, **{name: _join(base.get(name), value) for name, value in change.items()}}
+    return change
+
+
+def _check_names(run: Config, rows: Rows) -> None:
+    for kind in ("backbones", "modes", "suites", "methods"):
+        _require(getattr(run, kind), getattr(rows, kind), kind.removesuffix("s"), f"config/{kind}.yaml")
+        _require_once(getattr(run, kind), kind)
+    _require_once([str(seed) for seed in run.seeds], "seeds")
+    for suite in run.suites:
+        _require(rows.suites[suite].tasks, rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
+    if isinstance(run.finetune.lr, dict):
+        _require(run.finetune.lr, rows.modes, "mode in finetune.lr", "config/modes.yaml")
+        if missing := set(run.modes) - set(run.finetune.lr):
+            raise ValueError(f"finetune.lr gives no learning rate for mode {sorted(missing)}; add one")
+    for kind in ("tasks", "backbones"):
+        sources = [s.archive for row in getattr(rows, kind).values() for s in row.sources if s.archive]
+        _require(sources, rows.archives, f"archive in {kind}", "config/archives.yaml")
+
+
+def _require_once(names: Iterable[str], kind: str) -> None:
+    names = list(names)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{kind} {twice} are listed more than once; expected each once (the configuration file)")
+
+
+def _require(names: Iterable[str], known: Iterable[str], kind: str, where: str) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
+            raise ValueError(f"unknown {kind} {name!r}; {hint} ({where})")
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    where, message = ".".join(str(part) for part in found["loc"]), found["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if found["type"] == "value_error" else f"{where}: got {found['input']!r}, {message}"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors (config/schema.json)."""
+    return Config.model_json_schema()

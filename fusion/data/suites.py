@@ -1,0 +1,65 @@
+"""The tasks of a suite as the fusing and evaluating stages read them: data, frozen heads, batches."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, Tensor
+
+from fusion.backbones import Backbone
+from fusion.checkpoint import Checkpoint
+from fusion.data.tasks import TaskData, shuffled
+from fusion.device import device
+from fusion.job import Job
+from fusion.scoring import Batched, Predictions, batched, predict
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The first examples of one task's split, batched once to be read by many models."""
+
+    task: str
+    head: Tensor  # (C, d)
+    inputs: Batched
+    labels: Tensor  # (n,)
+
+    def predict(self, backbone: Backbone, weights: Mapping[str, Tensor]) -> Predictions:
+        """What the backbone with these weights predicts for them."""
+        return predict(backbone, weights, self.head, self.inputs)
+
+    def accuracy(self, backbone: Backbone, weights: Mapping[str, Tensor]) -> float:
+        """The fraction predicted rightly."""
+        return self.predict(backbone, weights).correct(self.labels) / len(self.labels)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """T tasks in the order of their task vectors."""
+
+    tasks: list[str]
+    data: list[TaskData]
+    heads: list[Tensor]
+
+    @classmethod
+    def of(cls, job: Job) -> "Suite":
+        """The suite of a job: inputs `data` and `heads`, in the order of params.settings.tasks."""
+        heads = [Checkpoint(path)["weight"].to(device()) for path in job.paths("heads")]
+        return cls(job.params["settings"]["tasks"], [TaskData(Path(p)) for p in job.paths("data")], heads)
+
+    def scored(self, backbone: Backbone, split: str, limit: int | None, batch_size: int) -> list[Scored]:
+        """The first `limit` examples of every task's split, in batches."""
+        return [
+            Scored(task, head, batched(backbone, data.inputs(split, limit), batch_size), data.labels(split, limit))
+            for task, data, head in zip(self.tasks, self.data, self.heads, strict=True)
+        ]
+
+    def unlabelled(self, backbone: Backbone, split: str, batch_size: int, seed: int) -> list[Iterator[Any]]:
+        """One endless iterator a task over shuffled batches of the split's inputs; labels are never read."""
+        return [_batches(backbone, data, split, batch_size, seed) for data in self.data]
+
+
+def _batches(backbone: Backbone, data: TaskData, split: str, batch_size: int, seed: int) -> Iterator[Any]:
+    inputs = data.inputs(split)
+    for indices in shuffled(len(inputs), batch_size, Generator().manual_seed(seed)):
+        yield backbone.collate([inputs[i] for i in indices])

@@ -1,0 +1,50 @@
+"""What a stage receives, wherever it runs: in this process, in a warm worker or on a cluster node."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow; paths are relative to the working directory.
+
+    A named input of several files is a list, of one file a string. `params` are plain Python objects.
+    """
+
+    stage: str
+    input: dict[str, Any]
+    output: dict[str, str]
+    params: dict[str, Any]
+    wildcards: dict[str, str] = field(default_factory=dict)
+    threads: int = 1
+    log: str = ""
+
+    def paths(self, name: str) -> list[str]:
+        """The files of a named input as a list, were there one, several or none."""
+        found = self.input.get(name, [])
+        return [found] if isinstance(found, str) else list(found)
+
+    def optional(self, name: str) -> Path | None:
+        """The file of a named input that may be absent."""
+        return next((Path(path) for path in self.paths(name)), None)
+
+
+def stage_function(name: str) -> Callable[[Job], None]:
+    """The function that `module:function` names; ValueError if it cannot be one."""
+    module, _, function = name.partition(":")
+    if not function:
+        raise ValueError(f"stage {name!r}: expected 'module:function' (in the rule's params)")
+    return getattr(import_module(module), function)
+
+
+def run(job: Job) -> None:
+    """Runs the job's stage in this process."""
+    stage_function(job.stage)(job)
+
+
+def progress(text: str) -> None:
+    """Prints a line that reaches the terminal from any worker; all else that a stage prints stays in its log."""
+    print(f"» {text}", flush=True)

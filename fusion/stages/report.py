@@ -1,0 +1,95 @@
+"""The report of a run: one self-contained page, and a summary for the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+
+import fusion.report
+from fusion.artifacts import new_file
+from fusion.job import Job
+from fusion.report.labels import label, percent
+from fusion.report.sections import sections
+from fusion.stages.score_rows import clean
+from fusion.stages.summary import Finding, findings
+from fusion.stages.tables import TABLES
+
+
+def make_report(job: Job) -> None:
+    """Writes the page `output.report` and the text `output.summary` from the folder `input.tables`.
+
+    params: settings = {run: name, title: text, config: the run's configuration}.
+    """
+    folder, settings = Path(job.input["tables"]), job.params["settings"]
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    found = findings(tables)
+    with new_file(job.output["report"]) as temporary:
+        temporary.write_text(page(tables, found, settings), encoding="utf-8")
+    with new_file(job.output["summary"]) as temporary:
+        temporary.write_text(terminal_summary(tables["leaderboard"], found, settings), encoding="utf-8")
+
+
+def page(tables: dict[str, pd.DataFrame], found: list[Finding], settings: dict[str, Any]) -> str:
+    """The report as HTML that fetches nothing."""
+    loader = jinja2.FileSystemLoader(Path(next(iter(fusion.report.__path__))))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("page.html.j2").render(
+        title=settings["title"],
+        run=settings["run"],
+        config=yaml.safe_dump(settings["config"], sort_keys=False, allow_unicode=True),
+        findings=found,
+        sections=sections(tables),
+        provenance=provenance(tables["scores"]),
+    )
+
+
+def provenance(scores: pd.DataFrame) -> dict[str, Any]:
+    """Which code, configuration, seeds and data the scores came from."""
+    test = clean(scores, "accuracy")
+    facts = [
+        ("Code version", _all(scores["code_version"])),
+        ("Configurations", f"{scores['config_hash'].nunique()} distinct, one for each model's own settings"),
+        ("Seeds", _all(scores.loc[scores["method"] != "pretrained", "seed"])),
+        ("Models scored", str(len(scores.drop_duplicates(["backbone", "mode", "space", *_MODEL])))),
+    ]
+    data = [
+        [label(task), str(rows["n"].max()), _all(rows["data_hash"].str[:16])] for task, rows in test.groupby("task")
+    ]
+    return {"facts": facts, "data": {"head": ["Task", "Test examples", "Fingerprint"], "body": data}}
+
+
+_MODEL = ["suite", "method", "seed", "trained_on"]
+
+
+def terminal_summary(board: pd.DataFrame, found: list[Finding], settings: dict[str, Any]) -> str:
+    """The leaderboard in aligned columns and the findings as a list, for a terminal of 100 columns."""
+    lines = [f"{settings['title']} ({settings['run']})", ""]
+    for (backbone, suite, mode), rows in board.groupby(["backbone", "suite", "mode"], sort=False):
+        lines += [
+            f"{label(mode)}  ·  {backbone}, {suite}",
+            _line("", "space", "accuracy", "95 % CI", "normalized"),
+        ]
+        for kind, members in rows.groupby("method_class", sort=False):
+            lines += [f"  {kind}", *(_board_line(row) for row in members.to_dict("records"))]
+        lines.append("")
+    lines += ["Sanity summary", *(f"  - {f.text}" for f in found if not f.warning)]
+    warnings = [f"  ! {f.text}" for f in found if f.warning]
+    return "\n".join([*lines, "", "Warnings" if warnings else "No warnings", *warnings]) + "\n"
+
+
+def _board_line(row: dict[Any, Any]) -> str:
+    if pd.isna(row["accuracy"]):
+        return f"    {label(row['method']):<36}{row['space']:<9}could not run: {row['reason']}"
+    interval = f"{percent(row['ci_low'])} – {percent(row['ci_high'])}"
+    name = label(row["method"]) + (" (test inputs)" if row["adapted_on"] == "test" else "")
+    return _line(name, row["space"], percent(row["accuracy"]), interval, percent(row["normalized"]))
+
+
+def _line(name: str, space: str, accuracy: str, interval: str, normalized: str) -> str:
+    return f"    {name:<36}{space:<9}{accuracy:>9}{interval:>16}{normalized:>12}"
+
+
+def _all(values: pd.Series) -> str:
+    return ", ".join(str(value) for value in sorted(set(values.dropna()))) or "–"

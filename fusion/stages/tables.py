@@ -1,0 +1,156 @@
+"""The tables of a run, made from its scores, predictions, selections and similarities alone."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fusion.artifacts import new_folder
+from fusion.job import Job
+from fusion.stages.leaderboard import make_leaderboard, read_correct
+from fusion.stages.score_rows import GROUP, SCORES, clean, ordered, place_references, suite_tasks
+
+TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity")
+SELECTION = [
+    *("backbone", "mode", "space", "suite", "method", "seed", "hyperparameters", "task", "split", "metric"),
+    *("value", "n", "selected"),
+]
+SIMILARITY = ["backbone", "mode", "space", "suite", "seed", "task_a", "task_b", "cosine"]
+
+
+def make_tables(job: Job) -> None:
+    """Writes every table of TABLES as {name}.parquet, .csv and .md into the folder `output.tables`.
+
+    Input: lists of parquet files scores, predictions, selection and similarity; the last two may be empty.
+    """
+    scores = _read(job.input["scores"], SCORES)
+    if clean(scores, "accuracy").empty:
+        raise ValueError("got no accuracy on clean test data, expected some (in the files of input.scores)")
+    scores = scores.sort_values(SCORES[:18], kind="stable").reset_index(drop=True)
+    placed = place_references(scores)
+    tables = {
+        "scores": scores,
+        "leaderboard": make_leaderboard(placed, read_correct(_paths(job.input["predictions"]))),
+        "per_task": make_per_task(placed),
+        "selection": make_selection(_read(job.input["selection"], SELECTION)),
+        "costs": make_costs(scores),
+        "similarity": make_similarity(_read(job.input["similarity"], SIMILARITY)),
+    }
+    with new_folder(job.output["tables"]) as folder:
+        for name in TABLES:
+            tables[name].to_parquet(folder / f"{name}.parquet", index=False)
+            tables[name].to_csv(folder / f"{name}.csv", index=False)
+            (folder / f"{name}.md").write_text(markdown(tables[name]), encoding="utf-8")
+
+
+def make_per_task(placed: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, individual models one by one: its test accuracy on each task, averaged over seeds.
+
+    Columns: GROUP, trained_on, seeds, average (over the tasks of the suite), seed_std (of the average), and
+    one per task; a task outside the suite has a column but no part in the average.
+    """
+    keys = [*GROUP, "trained_on"]
+    frames = []
+    for _, suite in placed.groupby(["backbone", "suite"]):
+        tasks = suite_tasks(suite)
+        suite = suite[(suite["method"] != "individual") | suite["trained_on"].isin(tasks)]
+        wide = clean(suite, "accuracy").set_index([*keys, "seed", "task"])["value"].unstack("task")
+        average = wide[tasks].mean(axis=1, skipna=False)
+        spread = average.groupby(keys).agg(seeds="size", average="mean", seed_std="std")
+        failed = suite.loc[suite["reason"] != "", keys].drop_duplicates().set_index(keys)
+        table = spread.join(wide.groupby(keys).mean())
+        table = table.reindex(table.index.union(failed.index)).reset_index()
+        frames.append(table.fillna({"seeds": 0}).astype({"seeds": int}))
+    return ordered(pd.concat(frames, ignore_index=True))
+
+
+def make_selection(selection: pd.DataFrame) -> pd.DataFrame:
+    """One row per candidate of a grid: its value on validation data, averaged over tasks and then over seeds.
+
+    Columns: backbone, suite, mode, space, method, split, metric, hyperparameters, scaling (or nan), value,
+    seed_std, n_tasks, seeds, selected_seeds (how many seeds chose it).
+    """
+    keys = ["backbone", "suite", "mode", "space", "method", "split", "metric", "hyperparameters"]
+    by_seed = selection.groupby([*keys, "seed"], as_index=False).agg(
+        value=("value", "mean"), n_tasks=("task", "nunique"), selected=("selected", "max")
+    )
+    table = by_seed.groupby(keys, as_index=False).agg(
+        value=("value", "mean"),
+        seed_std=("value", "std"),
+        n_tasks=("n_tasks", "max"),
+        seeds=("seed", "nunique"),
+        selected_seeds=("selected", "sum"),
+    )
+    parsed = table["hyperparameters"].map(_scaling).astype(float)
+    table.insert(len(keys), "scaling", parsed)
+    return table.sort_values([*keys[:-1], "scaling", "hyperparameters"], ignore_index=True)
+
+
+def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row per fine-tuning (step "finetune") and fusion (step "fuse"), averaged over seeds.
+
+    Columns: step, GROUP, task, seconds, seconds_std, seeds, peak_bytes, extra_parameters (stored beyond those
+    of one model). A model that could not be made has no row.
+    """
+    made = scores[(scores["reason"] == "") & (scores["method"] != "pretrained")].copy()
+    individual = made["method"] == "individual"
+    made["step"] = np.where(individual, "finetune", "fuse")
+    made["task"] = made["trained_on"].where(individual, "")
+    made["seconds"] = made["finetune_seconds"].where(individual, made["fuse_seconds"])
+    keys = ["step", *GROUP, "task"]
+    spent = ["seconds", "peak_bytes", "extra_parameters"]
+    by_seed = made.groupby([*keys, "seed"], as_index=False)[spent].first()
+    return by_seed.groupby(keys, as_index=False).agg(
+        seconds=("seconds", "mean"),
+        seconds_std=("seconds", "std"),
+        seeds=("seed", "nunique"),
+        peak_bytes=("peak_bytes", "max"),
+        extra_parameters=("extra_parameters", "max"),
+    )
+
+
+def make_similarity(similarity: pd.DataFrame) -> pd.DataFrame:
+    """The cosine of each pair of task vectors, averaged over seeds, with their spread and number."""
+    keys = ["backbone", "suite", "mode", "space", "task_a", "task_b"]
+    return similarity.groupby(keys, as_index=False).agg(
+        cosine=("cosine", "mean"), seed_std=("cosine", "std"), seeds=("seed", "nunique")
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as a Markdown pipe table, numbers to four significant digits and missing ones empty."""
+    right = [pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes]
+    lines = [list(table.columns), ["---:" if number else "---" for number in right]]
+    lines += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.4g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _scaling(hyperparameters: str) -> float:
+    value = json.loads(hyperparameters).get("scaling")
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _paths(paths: str | Sequence[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def _read(paths: str | Sequence[str], columns: list[str]) -> pd.DataFrame:
+    frames = []
+    for path in _paths(paths):
+        frame = pd.read_parquet(path)
+        missing = [name for name in columns if name not in frame]
+        if missing:
+            raise ValueError(f"{path}: columns {missing} are missing; delete it, so that it is made again")
+        holes = [name for name in GROUP if name in columns and frame[name].isna().any()]
+        if holes:  # pandas would drop these rows from every group
+            raise ValueError(f"{path}: got missing values in {holes}, expected '' where there is none")
+        frames.append(frame[columns])
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)

@@ -1,0 +1,164 @@
+"""Snakemake's local executor, except that rules with params.stage run in warm processes."""
+
+import signal
+import time
+from collections import Counter, deque
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from logging import LogRecord
+from threading import current_thread, main_thread
+from typing import Any
+
+import psutil
+from snakemake.benchmark import BenchmarkRecord, benchmarked, write_benchmark_records
+from snakemake.exceptions import SpawnedJobError
+from snakemake.executors.local import Executor as LocalExecutor
+from snakemake.executors.local import common_settings
+from snakemake.logging import ColorizingTextHandler
+from snakemake.settings.enums import Quietness
+from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from .payload import payload
+from .processes import Processes
+from .progress import Progress
+
+__all__ = ["Executor", "ExecutorSettings", "common_settings"]
+
+TAIL = 15  # lines of a failed job's log to show
+
+
+@dataclass
+class ExecutorSettings(ExecutorSettingsBase):
+    """Settings of the executor: `--forkserver-preload` or `forkserver-preload:` in a profile."""
+
+    preload: str = field(
+        default="",
+        metadata={"help": "Modules, separated by commas, to import once for all jobs of rules with params.stage."},
+    )
+
+
+class Executor(LocalExecutor):
+    """Runs rules with params.stage in processes of a fork server, any other as the local executor does."""
+
+    dag: Any  # Snakemake's interfaces declare less than it passes
+    workflow: Any
+    executor_settings: Any
+    logger: Any
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._quieten()
+        jobs = list(self.dag.needrun_jobs())
+        self._progress = Progress(Counter(job.rule.name for job in jobs))
+        names = (name.strip() for name in self.executor_settings.preload.split(","))
+        self._processes = Processes([name for name in names if name])
+        self._warm: Future[None] | None = None
+        if any(_has_stage(job) for job in jobs):
+            self._warm_up()  # in the background, while Snakemake prepares the first job
+
+    def run_jobs(self, jobs: list[Any]) -> None:
+        """Starts the jobs."""
+        if current_thread() is main_thread():
+            # Snakemake would let running jobs end, which may take hours: SIGTERM is to be as prompt as Ctrl-C
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        super().run_jobs(jobs)
+
+    def run_single_job(self, job: Any) -> Future[None]:
+        """The future end of the job."""
+        forked = _has_stage(job) and not job.is_shadow
+        forked = forked and not self.workflow.deployment_settings.deployment_method
+        if forked:
+            self._wait_until_warm()
+        self._progress.start(job, time.monotonic())
+        if not forked:
+            return super().run_single_job(job)
+        self.workflow.async_run(job.prepare())
+        return self.pool.submit(self.cached_or_run, job, self._run_stage, job)
+
+    def handle_job_success(self, job: Any) -> None:
+        """Logs how far the run is."""
+        for single in job.jobs if job.is_group() else [job]:
+            line = self._progress.finish(single, single.rule.name, _describe(single), time.monotonic())
+            self.logger.info(line)
+
+    def cancel(self) -> None:
+        """Ends all jobs; stages are interrupted first, so that they remove what they have half written."""
+        self._processes.stop()
+        for process in psutil.Process().children(recursive=True):  # those of other rules, and the fork server
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        super().cancel()
+
+    def _quieten(self) -> None:
+        """Drops the lines about each round of scheduling, if Snakemake is to be quiet about rules."""
+        quiet = self.workflow.output_settings.quiet or ()
+        for handler in self.logger.handlers:
+            if isinstance(handler, ColorizingTextHandler) and Quietness.RULES in quiet:
+                handler.addFilter(_is_news)
+
+    def _warm_up(self) -> Future[None]:
+        """The future end of the imports."""
+        self._warm = self._warm or self.pool.submit(self._processes.check_imports)
+        return self._warm
+
+    def _wait_until_warm(self) -> None:
+        """Returns when the imports are done; WorkflowError, which ends the run, if one fails."""
+        try:
+            self._warm_up().result()
+        except ValueError as error:
+            raise WorkflowError(str(error)) from error
+
+    def _run_stage(self, job: Any) -> None:
+        """Runs the job's stage, as often as its benchmark wants; SpawnedJobError if it fails."""
+        records = [BenchmarkRecord() for _ in range(job.benchmark_repeats or 1)]
+        for record in records:
+            measured = partial(benchmarked, benchmark_record=record) if job.benchmark else nullcontext
+            try:
+                code = self._processes.run(payload(job), measured)
+            except ValueError as error:
+                raise WorkflowError(f"{_describe(job)}: {error}") from error
+            if code and self._processes.stopped:
+                raise KeyboardInterrupt  # Snakemake is ending: this is no failure of the job
+            if code:
+                self.logger.error(_failure(job, code))
+                raise SpawnedJobError()  # which Snakemake takes for a failure that has been explained
+        if job.benchmark:
+            self._write_benchmark(job, records)
+
+    def _write_benchmark(self, job: Any, records: list[BenchmarkRecord]) -> None:
+        for record in records:
+            record.jobid, record.rule_name, record.threads = job.jobid, job.rule.name, job.threads
+            record.wildcards, record.params, record.resources = job.wildcards, job.params, job.resources
+            record.input = job.input
+        write_benchmark_records(records, str(job.benchmark), self.workflow.output_settings.benchmark_extended)
+
+
+def _is_news(record: LogRecord) -> bool:
+    """False for what Snakemake says in each round of scheduling, with every setting of quiet but `all`."""
+    return record.msg != "Select jobs to execute..." and getattr(record, "event", None) != LogEvent.JOB_STARTED
+
+
+def _has_stage(job: Any) -> bool:
+    return "stage" in dict(job.rule.params.items())
+
+
+def _describe(job: Any) -> str:
+    """The job as a person names it: its rule and its wildcards."""
+    return " ".join([job.rule.name, *(f"{name}={value}" for name, value in job.wildcards.items())])
+
+
+def _failure(job: Any, code: int) -> str:
+    """Why the job failed: how it ended, the last lines of its log, and where the rest is."""
+    end = f"ended with exit code {code}"
+    if code < 0:
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        end = f"was killed by signal {-code}{hint}"
+    if not job.log:
+        return f"{_describe(job)} {end}; its output is above, since the rule has no log"
+    with open(job.log[0], encoding="utf-8", errors="replace") as log:
+        tail = "".join(f"    {line}" for line in deque(log, maxlen=TAIL))
+    return f"{_describe(job)} {end}. The end of its log {job.log[0]}:\n{tail or '    (empty)'}"

@@ -1,0 +1,242 @@
+"""The report: it opens offline, shows every row, and its sentences carry the right numbers."""
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_scores import add_failure, add_model, add_run, first, tables_job, write
+
+from fusion.job import Job
+from fusion.report.labels import duration, label, percent, points, size
+from fusion.report.sections import method_order, words
+from fusion.stages.report import make_report
+from fusion.stages.summary import findings
+from fusion.stages.tables import TABLES, make_tables
+
+
+def report_of(folder: Path, title: str = "A title") -> tuple[str, str]:
+    """The page and the terminal summary of the files in the folder."""
+    make_tables(tables_job(folder))
+    output = {"report": str(folder / "report.html"), "summary": str(folder / "summary.txt")}
+    settings = {"run": "demo", "title": title, "config": {"seeds": [0, 1], "tasks": ["a", "b"]}}
+    make_report(Job("", {"tables": str(folder / "tables")}, output, {"settings": settings}))
+    return (folder / "report.html").read_text(), (folder / "summary.txt").read_text()
+
+
+def sentences(folder: Path, *, warnings: bool) -> list[str]:
+    make_tables(tables_job(folder))
+    tables = {name: pd.read_parquet(folder / "tables" / f"{name}.parquet") for name in TABLES}
+    return [finding.text for finding in findings(tables) if finding.warning == warnings]
+
+
+def add_pair(folder: Path, mode: str = "full", **merged: np.ndarray) -> None:
+    """Pre-trained 40 %, individual models 80 % on their own task of 100 examples, and the given merged models."""
+    add_model(folder, "pretrained", {"a": first(40, 100), "b": first(40, 100)}, mode="", entropy=1.5)
+    for task in ("a", "b"):
+        right = {t: first(80 if t == task else 30, 100) for t in ("a", "b")}
+        add_model(folder, "individual", right, mode=mode, trained_on=task, entropy=0.2)
+    for method, right in merged.items():
+        entropy = 0.5 if method == "task_arithmetic" else 0.3
+        space = {"mode": mode, "space": "weight", "entropy": entropy}
+        add_model(folder, method, {"a": right, "b": right}, **space)
+
+
+class Balance(HTMLParser):
+    """Asserts that every element that needs to be closed is closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    add_run(folder)
+    return report_of(folder, "Text tasks <&> one model")[0]
+
+
+def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == [] and parser.addresses
+    assert all(address.startswith(("#", "data:")) for address in parser.addresses)
+    assert not re.search(r"<(script|link|iframe)|@import|url\((?!#)", page)
+
+
+def test_every_link_of_the_page_leads_somewhere(page: str) -> None:
+    targets = set(re.findall(r'<section id="([^"]+)"', page))
+    assert set(re.findall(r'<a href="#([^"]+)"', page)) == targets
+
+
+def test_figures_are_valid_svg_that_take_the_colour_of_the_text(page: str) -> None:
+    figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(figures) == 3 + 2  # a heat map a mode, curves, similarities
+    for figure in figures:
+        ET.fromstring(figure)
+        assert "currentColor" in figure and 'aria-label="' in figure and "<metadata" not in figure
+    assert "#0a0b0c" not in page
+
+
+def test_the_page_shows_every_method_mode_task_and_reason(page: str) -> None:
+    for text in ("Full fine-tuning", "L-LoRA", "Task arithmetic", "TIES", "TSV-M", "AdaMerging", "SMS spam", "TREC"):
+        assert text in page
+    assert "could not run: needs two-dimensional tensors" in page
+    assert "hash-trec" in page and "0.1.0" in page and "seeds:" in page
+
+
+def test_text_from_outside_is_escaped(page: str) -> None:
+    assert "Text tasks &lt;&amp;&gt; one model" in page and "<&>" not in page
+
+
+def test_the_report_needs_no_grid_no_similarity_and_only_one_mode(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(60, 100))
+    page, text = report_of(tmp_path)
+    assert "Selection on validation" not in page and "Similarity of task" not in page
+    assert "TIES" in text and "Concrete" not in text
+
+
+def test_a_suite_in_which_no_fusion_could_run_still_has_its_report(tmp_path: Path) -> None:
+    add_pair(tmp_path)
+    add_failure(tmp_path, "ties", "out of memory", space="weight")
+    page, text = report_of(tmp_path)
+    assert "could not run: out of memory" in page and "could not run: out of memory" in text
+
+
+def test_two_suites_are_two_parts_of_the_page(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(60, 100))
+    add_model(tmp_path, "pretrained", {"a": first(40, 100)}, mode="", suite="single")
+    add_model(tmp_path, "tsv_m", {"a": first(50, 100)}, space="weight", suite="single")
+    page, text = report_of(tmp_path)
+    assert "Leaderboard: pair, tiny" in page and "Leaderboard: single, tiny" in page
+    assert "tiny, pair: Full fine-tuning: individual models reach" in text
+
+
+def test_the_same_tables_make_the_same_bytes(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(60, 100))
+    assert report_of(tmp_path) == report_of(tmp_path)
+
+
+def test_summary_prints_the_leaderboard_in_aligned_columns(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(60, 100))
+    lines = report_of(tmp_path)[1].splitlines()
+    rows = [line for line in lines if "100.0" in line or "75.0" in line]
+    assert [line.split()[0] for line in rows] == ["Individual", "TIES"]
+    assert len({len(line) for line in rows}) == 1
+    assert rows[1].split()[1:3] == ["weight", "60.0"]
+
+
+def test_summary_compares_individual_merged_and_pretrained_models(tmp_path: Path) -> None:
+    add_pair(tmp_path, task_arithmetic=first(60, 100), ties=first(35, 100), adamerging=first(70, 100))
+    text = " ".join(sentences(tmp_path, warnings=False))
+    assert "individual models reach 80.0 % on their own tasks, the pre-trained model 40.0 % (+40.0 points)" in text
+    assert "fine-tuning helps on 2 of 2 tasks" in text
+    assert "the best data-free method on test is Task arithmetic (weight space) with 60.0 %" in text
+    assert "+20.0 points against the pre-trained model, −20.0 against the individual models" in text
+    assert "the best unlabelled method on test is AdaMerging (weight space) with 70.0 %" in text
+    assert "1 of 3 fused models do not beat the pre-trained model on average" in text
+    assert "task arithmetic 0.500 nats; AdaMerging 0.300" in text
+    assert "not scored on val" in text
+    assert sentences(tmp_path, warnings=True) == []
+
+
+def test_summary_compares_lora_with_l_lora_over_the_methods_both_have(tmp_path: Path) -> None:
+    add_pair(tmp_path, "lora", task_arithmetic=first(50, 100), ties=first(60, 100), tsv_m=first(99, 100))
+    add_pair(tmp_path, "l_lora", task_arithmetic=first(58, 100), ties=first(62, 100))
+    text = " ".join(sentences(tmp_path, warnings=False))
+    assert "merged in weight space: on average over 2 methods 60.0 % against 55.0 % (+5.0 points" in text
+    assert "under task arithmetic 58.0 % against 50.0 % (+8.0 points, normalized 72.5 % against 62.5 %)" in text
+
+
+def test_warning_when_an_individual_model_does_not_beat_the_pretrained_one(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(41, 100))
+    add_model(tmp_path, "individual", {"a": first(40, 100), "b": first(40, 100)}, trained_on="a")
+    expected = "individual model of A does not beat the pre-trained model on its own task (+0.0 points)"
+    assert any(expected in text for text in sentences(tmp_path, warnings=True))
+
+
+def test_warning_when_a_merged_model_is_above_its_individual_models(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(81, 100), tsv_m=first(79, 100))
+    (warning,) = sentences(tmp_path, warnings=True)
+    assert "TIES (weight space) (81.0 %) is above the individual models (80.0 %)" in warning
+
+
+def test_warning_when_an_adaptive_method_did_not_lower_the_entropy(tmp_path: Path) -> None:
+    add_pair(tmp_path, task_arithmetic=first(60, 100))
+    right = {"a": first(60, 100), "b": first(60, 100)}
+    add_model(tmp_path, "adamerging", right, space="weight", entropy=0.6)
+    (warning,) = sentences(tmp_path, warnings=True)
+    assert "AdaMerging (0.600 nats) is not below that of task arithmetic (0.500 nats)" in warning
+
+
+@pytest.mark.parametrize(("on_val", "warned"), [(78, False), (55, True)])
+def test_warning_when_test_accuracy_is_implausibly_above_val(tmp_path: Path, on_val: int, warned: bool) -> None:
+    add_pair(tmp_path, ties=first(60, 100))
+    path = tmp_path / "scores" / "full-pair-individual-seed0-a.parquet"
+    scores = pd.read_parquet(path)
+    on_a = (scores["metric"] == "accuracy") & (scores["task"] == "a")
+    write(path, pd.concat([scores, scores[on_a].assign(split="val", value=on_val / 100)]))
+    warnings = sentences(tmp_path, warnings=True)
+    assert bool(warnings) == warned
+    if warned:  # .80 and .55 of 100: .25 / sqrt(.675 × .325 × .02) = 3.77
+        assert "80.0 % on test, 55.0 % on val (z = 3.8); was it trained on test data?" in warnings[0]
+    text = " ".join(sentences(tmp_path, warnings=False))
+    assert f"by more than {3.8 if warned else 0.3} standard errors (1 models checked)" in text
+
+
+def test_method_order_is_by_class_and_then_by_mean_accuracy() -> None:
+    board = pd.DataFrame(
+        [
+            ("unlabelled", "best", 0.9),
+            ("data-free", "low", 0.5),
+            ("data-free", "high", 0.6),
+            ("data-free", "failed", np.nan),
+            ("reference", "pretrained", 0.1),
+        ],
+        columns=["method_class", "method", "accuracy"],
+    )
+    assert method_order(board) == ["pretrained", "high", "low", "failed", "best"]
+
+
+def test_hyperparameters_are_said_in_words_and_seeds_that_differ_are_both_said() -> None:
+    assert words('{"density": 0.2, "scaling": 1.0}') == "density 0.2, scaling 1.0"
+    assert words('{"seed 0": {"k": 2, "scaling": 0.3}, "seed 1": {"k": 2, "scaling": 0.4}}') == "k 2, scaling 0.3 / 0.4"
+    assert words("{}") == words("") == ""
+
+
+def test_labels_read_as_papers_spell_them() -> None:
+    names = ("ties", "tsv_m", "concrete_task_arithmetic", "adamerging_task", "l_lora", "sms_spam", "simple_average")
+    assert [label(name) for name in names] == [
+        *("TIES", "TSV-M", "Concrete task arithmetic", "AdaMerging task", "L-LoRA", "SMS spam", "Simple average")
+    ]
+
+
+def test_numbers_read_well() -> None:
+    assert (percent(0.8444), percent(float("nan")), points(-0.031)) == ("84.4", "–", "−3.1")
+    assert [duration(s) for s in (0.42, 12.4, 200, 7500)] == ["0.4 s", "12 s", "3 min 20 s", "2 h 05 min"]
+    assert [size(n, "B") for n in (0, 1.2e9, 3.4e5)] == ["0 B", "1.2 GB", "340.0 kB"]
+
+
+def test_tables_and_report_do_not_import_torch() -> None:
+    code = "import sys, fusion.stages.tables, fusion.stages.report; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

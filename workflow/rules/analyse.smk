@@ -1,0 +1,19 @@
+rule similarity:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        init=init,
+        finetuned=suite_models,
+    output:
+        similarity=f"{RUN}/similarity/{{backbone}}/{{mode}}/{{space}}/{{suite}}/seed{{seed}}.parquet",
+    log:
+        f"{RUN}/logs/similarity/{{backbone}}/{{mode}}/{{space}}/{{suite}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/similarity/{{backbone}}/{{mode}}/{{space}}/{{suite}}/seed{{seed}}.tsv"
+    params:
+        stage="fusion.stages.analyse:similarity",
+        code=code_hash("fusion.stages.analyse"),
+        settings=lambda w: {"space": w.space, "tasks": suite(w.suite)},
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"

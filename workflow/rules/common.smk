@@ -1,0 +1,152 @@
+from functools import cache
+
+from fusion.artifacts import digest
+from fusion.config import read
+from fusion.provenance import code_hash
+
+PLAN = read(config)
+RUN = f"{PLAN.config.results}/{PLAN.config.run}"
+SHARED = f"{PLAN.config.results}/shared"
+ADAPTERS = [mode for mode in PLAN.config.modes if PLAN.rows.modes[mode].adapter]
+
+
+wildcard_constraints:
+    seed=r"\d+",
+    version="[0-9a-f]{8}",
+    backbone="[^/]+",
+    mode="[^/]+",
+    space="weight|adapter",
+    suite="[^/]+",
+    method="[^/]+",
+    task="[^/]+",
+
+
+@cache
+def backbone(name):
+    """What stages need of a backbone's row."""
+    return PLAN.rows.backbones[name].model_dump(include={"kind", "options"})
+
+
+@cache
+def pretrained_settings(name):
+    """Where a backbone's weights come from, and how they are read."""
+    return {"row": backbone(name), "source": PLAN.rows.backbones[name].source().model_dump()}
+
+
+@cache
+def task_settings(name):
+    """A task's row with the one source that is read."""
+    row, source = PLAN.rows.tasks[name], PLAN.rows.tasks[name].source()
+    archives = [source.archive] if source.archive else []
+    return row.model_dump() | {"sources": [source.model_dump()], "name": name, "archives": archives}
+
+
+@cache
+def data(task):
+    """The folder of a prepared task: shared by all runs that define the task alike, and by no other."""
+    return f"{SHARED}/data/{task}-{digest(task_settings(task))[:8]}"
+
+
+@cache
+def pretrained(backbone):
+    """The folder of θ0, shared in the same way."""
+    return f"{SHARED}/pretrained/{backbone}-{digest(pretrained_settings(backbone))[:8]}"
+
+
+def archive(name):
+    return f"{SHARED}/archives/{name}-{PLAN.rows.archives[name].version}.whl"
+
+
+def head(backbone, task):
+    return f"{RUN}/heads/{backbone}/{task}.safetensors"
+
+
+def init(wildcards):
+    """The adapters' initial value; nothing for a mode that has none."""
+    return [f"{RUN}/init/{wildcards.backbone}/{wildcards.mode}/seed{wildcards.seed}"] * (wildcards.mode in ADAPTERS)
+
+
+def finetuned(backbone, mode, task, seed):
+    return f"{RUN}/finetuned/{backbone}/{mode}/{task}/seed{seed}"
+
+
+def suite(name):
+    return PLAN.rows.suites[name].tasks
+
+
+def suite_data(wildcards):
+    return [data(task) for task in suite(wildcards.suite)]
+
+
+def suite_heads(wildcards):
+    return [head(wildcards.backbone, task) for task in suite(wildcards.suite)]
+
+
+def suite_models(wildcards):
+    w = wildcards
+    return [finetuned(w.backbone, w.mode, task, w.seed) for task in suite(w.suite)]
+
+
+def finetuned_models():
+    """Every model to fine-tune."""
+    run = PLAN.config
+    paths = finetuned("{backbone}", "{mode}", "{task}", "{seed}")
+    return expand(paths, backbone=run.backbones, mode=run.modes, task=PLAN.tasks, seed=run.seeds)
+
+
+def evaluated():
+    """The path of every scored model: pre-trained, individual and fused, without folder and ending."""
+    return [*references(), *fused()]
+
+
+def references():
+    run = PLAN.config
+    paths = expand("{backbone}/pretrained/{suite}", backbone=run.backbones, suite=run.suites)
+    for name in run.suites:
+        paths += expand(
+            "{backbone}/{mode}/individual/{suite}/{task}/seed{seed}",
+            backbone=run.backbones, mode=run.modes, suite=name, task=suite(name), seed=run.seeds,
+        )  # fmt: skip
+    return paths
+
+
+def fused():
+    run = PLAN.config
+    return [
+        f"{backbone}/{mode}/{space}/{suite}/{method}/seed{seed}"
+        for backbone in run.backbones
+        for mode in run.modes
+        for method in run.methods
+        for space in PLAN.spaces(mode, method)
+        for suite in run.suites
+        for seed in run.seeds
+    ]
+
+
+def similarities():
+    run = PLAN.config
+    return [
+        f"{RUN}/similarity/{backbone}/{mode}/{space}/{suite}/seed{seed}.parquet"
+        for backbone in run.backbones
+        for mode in run.modes
+        for space in PLAN.rows.modes[mode].spaces
+        for suite in run.suites
+        for seed in run.seeds
+    ]
+
+
+def evaluation(method, method_class):
+    """A function of the wildcards: the settings of scoring a model on a suite."""
+
+    def settings(wildcards):
+        name = method or wildcards.method
+        return {
+            "backbone": backbone(wildcards.backbone),
+            "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
+            "tasks": suite(wildcards.suite),
+            "method": name,
+            "method_class": method_class or PLAN.method_class(name),
+            "evaluate": PLAN.config.evaluate.model_dump(),
+        }
+
+    return settings

@@ -1,0 +1,74 @@
+rule fetch_archive:
+    output:
+        archive=f"{SHARED}/archives/{{archive}}-{{release}}.whl",
+    log:
+        f"{SHARED}/logs/archives/{{archive}}-{{release}}.log",
+    benchmark:
+        f"{SHARED}/benchmarks/archives/{{archive}}-{{release}}.tsv"
+    params:
+        stage="fusion.stages.prepare:fetch_archive",
+        settings=lambda w: PLAN.rows.archives[w.archive].model_dump(),
+    wildcard_constraints:
+        release="[^-/]+",
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"
+
+
+rule prepare_task:
+    input:
+        archives=lambda w: [archive(name) for name in task_settings(w.task)["archives"]],
+    output:
+        data=directory(f"{SHARED}/data/{{task}}-{{version}}"),
+    log:
+        f"{SHARED}/logs/data/{{task}}-{{version}}.log",
+    benchmark:
+        f"{SHARED}/benchmarks/data/{{task}}-{{version}}.tsv"
+    params:
+        stage="fusion.stages.prepare:prepare_task",
+        code=code_hash("fusion.stages.prepare"),
+        settings=lambda w: task_settings(w.task),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"
+
+
+rule prepare_backbone:
+    input:
+        archive=lambda w: [archive(name) for name in [pretrained_settings(w.backbone)["source"]["archive"]] if name],
+    output:
+        model=directory(f"{SHARED}/pretrained/{{backbone}}-{{version}}"),
+    log:
+        f"{SHARED}/logs/pretrained/{{backbone}}-{{version}}.log",
+    benchmark:
+        f"{SHARED}/benchmarks/pretrained/{{backbone}}-{{version}}.tsv"
+    params:
+        stage="fusion.stages.pretrained:prepare_backbone",
+        code=code_hash("fusion.stages.pretrained"),
+        settings=lambda w: pretrained_settings(w.backbone),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"
+
+
+rule make_head:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        data=lambda w: data(w.task),
+    output:
+        head=f"{RUN}/heads/{{backbone}}/{{task}}.safetensors",
+    log:
+        f"{RUN}/logs/heads/{{backbone}}/{{task}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/heads/{{backbone}}/{{task}}.tsv"
+    params:
+        stage="fusion.stages.pretrained:make_head",
+        code=code_hash("fusion.stages.pretrained"),
+        settings=lambda w: {"backbone": backbone(w.backbone)},
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"

@@ -1,0 +1,58 @@
+rule evaluate_pretrained:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        data=suite_data,
+        heads=suite_heads,
+    output:
+        scores=f"{RUN}/scores/{{backbone}}/pretrained/{{suite}}.parquet",
+        predictions=f"{RUN}/predictions/{{backbone}}/pretrained/{{suite}}.parquet",
+    log:
+        f"{RUN}/logs/scores/{{backbone}}/pretrained/{{suite}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/scores/{{backbone}}/pretrained/{{suite}}.tsv"
+    params:
+        stage="fusion.stages.evaluate:evaluate",
+        code=code_hash("fusion.stages.evaluate"),
+        settings=evaluation("pretrained", "reference"),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"
+
+
+use rule evaluate_pretrained as evaluate_individual with:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        evaluated=lambda w: finetuned(w.backbone, w.mode, w.task, w.seed),
+        data=suite_data,
+        heads=suite_heads,
+    output:
+        scores=f"{RUN}/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.parquet",
+        predictions=f"{RUN}/predictions/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.parquet",
+    log:
+        f"{RUN}/logs/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.tsv"
+    params:
+        stage="fusion.stages.evaluate:evaluate",
+        code=code_hash("fusion.stages.evaluate"),
+        settings=evaluation("individual", "reference"),
+
+
+use rule evaluate_pretrained as evaluate_fused with:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        evaluated=f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}",
+        data=suite_data,
+        heads=suite_heads,
+    output:
+        scores=f"{RUN}/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
+        predictions=f"{RUN}/predictions/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
+    log:
+        f"{RUN}/logs/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.tsv"
+    params:
+        stage="fusion.stages.evaluate:evaluate",
+        code=code_hash("fusion.stages.evaluate"),
+        settings=evaluation(None, None),

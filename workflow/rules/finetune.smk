@@ -1,0 +1,53 @@
+rule make_init:
+    input:
+        model=lambda w: pretrained(w.backbone),
+    output:
+        init=directory(f"{RUN}/init/{{backbone}}/{{mode}}/seed{{seed}}"),
+    log:
+        f"{RUN}/logs/init/{{backbone}}/{{mode}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/init/{{backbone}}/{{mode}}/seed{{seed}}.tsv"
+    params:
+        stage="fusion.stages.pretrained:make_init",
+        code=code_hash("fusion.stages.pretrained"),
+        settings=lambda w: {
+            "backbone": backbone(w.backbone),
+            "mode": PLAN.mode(w.backbone, w.mode),
+            "seed": int(w.seed),
+        },
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"
+
+
+rule finetune_task:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        data=lambda w: data(w.task),
+        head=lambda w: head(w.backbone, w.task),
+        init=init,
+    output:
+        model=directory(f"{RUN}/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}"),
+    log:
+        f"{RUN}/logs/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.tsv"
+    params:
+        stage="fusion.stages.finetune:finetune",
+        code=code_hash("fusion.stages.finetune"),
+        settings=lambda w: {
+            "backbone": backbone(w.backbone),
+            "mode": PLAN.mode(w.backbone, w.mode),
+            "finetune": PLAN.config.finetune.settings(w.mode),
+            "seed": int(w.seed),
+        },
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"
+
+
+rule finetune:
+    input:
+        finetuned_models(),

@@ -1,0 +1,32 @@
+rule fuse:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        init=init,
+        finetuned=suite_models,
+        data=suite_data,
+        heads=suite_heads,
+    output:
+        model=directory(f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}"),
+        selection=f"{RUN}/selection/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
+    log:
+        f"{RUN}/logs/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.tsv"
+    params:
+        stage="fusion.stages.fuse:fuse",
+        code=lambda w: code_hash(
+            "fusion.stages.fuse", f"fusion.methods.{PLAN.rows.methods[w.method].algorithm}"
+        ),
+        settings=lambda w: {
+            "backbone": backbone(w.backbone),
+            "tasks": suite(w.suite),
+            "space": w.space,
+            "algorithm": PLAN.rows.methods[w.method].algorithm,
+            "grid": PLAN.rows.methods[w.method].grid(),
+            "fuse": PLAN.config.fuse.model_dump(),
+            "seed": int(w.seed),
+        },
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"

@@ -1,0 +1,21 @@
+rule tables:
+    input:
+        scores=expand(f"{RUN}/scores/{{path}}.parquet", path=evaluated()),
+        predictions=expand(f"{RUN}/predictions/{{path}}.parquet", path=evaluated()),
+        selection=expand(f"{RUN}/selection/{{path}}.parquet", path=fused()),
+        similarity=similarities(),
+    output:
+        tables=report(
+            directory(f"{RUN}/tables"), caption="../report/tables.rst", patterns=["{name}.csv"], category="Tables"
+        ),
+    log:
+        f"{RUN}/logs/tables.log",
+    benchmark:
+        f"{RUN}/benchmarks/tables.tsv"
+    params:
+        stage="fusion.stages.tables:make_tables",
+        code=code_hash("fusion.stages.tables"),
+    conda:
+        "../../environment.yml"
+    script:
+        "../scripts/stage.py"

@@ -1,0 +1,12 @@
+"""Runs the stage that `params.stage` of a rule names, under any executor of Snakemake."""
+
+from typing import Any
+
+from fusion.job import run
+from snakemake_executor_plugin_forkserver.payload import payload
+from snakemake_executor_plugin_forkserver.worker import redirect
+
+snakemake: Any = globals()["snakemake"]  # Snakemake puts it there when a rule says `script:`
+job = payload(snakemake)
+redirect(job.log)
+run(job)
