@@ -1,5 +1,6 @@
 """Snakemake's local executor, except that rules with params.stage run in warm processes."""
 
+import os
 import signal
 import time
 from collections import Counter, deque
@@ -157,8 +158,8 @@ def _failure(job: Any, code: int) -> str:
     if code < 0:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         end = f"was killed by signal {-code}{hint}"
-    if not job.log:
-        return f"{_describe(job)} {end}; its output is above, since the rule has no log"
+    if not job.log or not os.path.exists(job.log[0]):
+        return f"{_describe(job)} {end} without a log; what it printed is above"
     with open(job.log[0], encoding="utf-8", errors="replace") as log:
         tail = "".join(f"    {line}" for line in deque(log, maxlen=TAIL))
     return f"{_describe(job)} {end}. The end of its log {job.log[0]}:\n{tail or '    (empty)'}"

@@ -116,6 +116,14 @@ def test_the_report_needs_no_grid_no_similarity_and_only_one_mode(tmp_path: Path
     assert "TIES" in text and "Concrete" not in text
 
 
+def test_a_method_without_a_grid_has_no_curve(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(60, 100))
+    keys = {"backbone": "tiny", "mode": "full", "space": "weight", "suite": "pair", "method": "ties", "seed": 0}
+    row = {"hyperparameters": '{"scaling": 1.0}', "task": "a", "split": "val", "metric": "accuracy", "value": 0.6}
+    write(tmp_path / "selection" / "ties.parquet", pd.DataFrame([keys | row | {"n": 10, "selected": True}]))
+    assert "Selection on validation" not in report_of(tmp_path)[0]
+
+
 def test_a_suite_in_which_no_fusion_could_run_still_has_its_report(tmp_path: Path) -> None:
     add_pair(tmp_path)
     add_failure(tmp_path, "ties", "out of memory", space="weight")
@@ -225,9 +233,17 @@ def test_hyperparameters_are_said_in_words_and_seeds_that_differ_are_both_said()
 
 
 def test_labels_read_as_papers_spell_them() -> None:
-    names = ("ties", "tsv_m", "concrete_task_arithmetic", "adamerging_task", "l_lora", "sms_spam", "simple_average")
+    names = (
+        "ties",
+        "tsv_m",
+        "concrete_task_arithmetic",
+        "adamerging_task_wise",
+        "l_lora",
+        "sms_spam",
+        "simple_average",
+    )
     assert [label(name) for name in names] == [
-        *("TIES", "TSV-M", "Concrete task arithmetic", "AdaMerging task", "L-LoRA", "SMS spam", "Simple average")
+        *("TIES", "TSV-M", "Concrete task arithmetic", "AdaMerging task-wise", "L-LoRA", "SMS spam", "Simple average")
     ]
 
 

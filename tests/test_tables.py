@@ -160,6 +160,11 @@ def test_costs_hold_fine_tuning_per_task_and_fusion_per_method(run: Path) -> Non
     assert "pretrained" not in costs.index.get_level_values("method")
 
 
+def test_a_cost_that_was_not_measured_is_missing(tmp_path: Path) -> None:
+    add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight", peak_bytes=-1)
+    assert tables_of(tmp_path)["costs"]["peak_bytes"].isna().all()
+
+
 def test_similarity_is_averaged_over_seeds(tmp_path: Path) -> None:
     add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight")
     keys = {

@@ -103,7 +103,7 @@ def similarity_maps(similarity: pd.DataFrame) -> str:
             matrix = one_way.combine_first(one_way.T).loc[tasks, tasks].to_numpy(dtype=float, copy=True)
             np.fill_diagonal(matrix, np.nan)  # always 1, which would leave no colours for the rest
             edges = np.arange(len(tasks) + 1)
-            _cells(axes, edges, edges, matrix, (-limit, limit), "RdBu_r", "{:.2f}")
+            _cells(axes, edges, edges, matrix, (-limit, limit), "RdBu_r", "{:z.2f}")
             axes.set_yticks(edges[:-1] + 0.5, [label(task) for task in tasks])
             axes.set_xticks(edges[:-1] + 0.5, [label(task) for task in tasks], rotation=40, ha="right")
             axes.set(xlim=(0, len(tasks)), ylim=(len(tasks), 0), aspect="equal")

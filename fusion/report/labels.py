@@ -19,7 +19,8 @@ def label(name: object) -> str:
     if name in MODES or name in METHODS:
         return MODES.get(name) or METHODS[name]
     words = [WORDS.get(word, word) for word in name.split("_")]
-    return " ".join([words[0] if words[0] in WORDS.values() else words[0].capitalize(), *words[1:]])
+    first = words[0] if words[0] in WORDS.values() else words[0].capitalize()
+    return " ".join([first, *words[1:]]).replace(" wise", "-wise")
 
 
 def in_space(name: object, space: str) -> str:

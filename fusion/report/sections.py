@@ -59,7 +59,7 @@ def method_order(board: pd.DataFrame) -> list[str]:
 def words(hyperparameters: str) -> str:
     """Hyper-parameters as 'density 0.2, scaling 0.3', or 'scaling 0.3 / 0.4' where seeds differ."""
     values = json.loads(hyperparameters or "{}")
-    by_seed = list(values.values()) if all(isinstance(v, dict) for v in values.values()) and values else [values]
+    by_seed = list(values.values()) if any(name.startswith("seed ") for name in values) else [values]
     names = dict.fromkeys(name for chosen in by_seed for name in chosen)
     shown = {name: dict.fromkeys(f"{chosen.get(name, '–')}" for chosen in by_seed) for name in names}
     return ", ".join(f"{name.replace('_', ' ')} {' / '.join(values)}" for name, values in shown.items())
@@ -133,6 +133,8 @@ def _heat_maps(per_task: pd.DataFrame, methods: Sequence[str], tasks: list[str])
 
 def _selection(selection: pd.DataFrame, methods: Sequence[str]) -> str:
     rows = selection[(selection["metric"] == "accuracy") & selection["scaling"].notna()]
+    # A method without a grid has one candidate, which makes no curve.
+    rows = rows[rows.groupby([*PLACE, "method"])["scaling"].transform("nunique") > 1]
     if rows.empty:
         return ""
     others = [

@@ -38,12 +38,16 @@ def make_leaderboard(scores: pd.DataFrame, correct: Correct) -> pd.DataFrame:
 
 
 def read_correct(paths: Sequence[str | Path]) -> Correct:
-    """Per model and task (a tuple of PREDICTED): was each test example, by position, classified correctly."""
+    """Per model and task (a tuple of PREDICTED): was each test example, by position, classified correctly.
+
+    Of individual models only their own tasks, the only ones that averages are made of.
+    """
     found: Correct = {}
     for path in paths:
         columns = [*PREDICTED, "index", "label", "prediction"]
         frame = pd.read_parquet(path, columns=columns, filters=[("split", "==", "test")])
-        for key, rows in frame.sort_values("index").groupby(PREDICTED):
+        needed = (frame["method"] != "individual") | (frame["trained_on"] == frame["task"])
+        for key, rows in frame[needed].sort_values("index").groupby(PREDICTED):
             if key in found:
                 raise ValueError(f"{path}: {_name(key)} is also in another file; remove one of them")
             found[key] = (rows["label"] == rows["prediction"]).to_numpy()

@@ -9,7 +9,7 @@ import yaml
 
 import fusion.report
 from fusion.artifacts import new_file
-from fusion.job import Job
+from fusion.job import Job, progress
 from fusion.report.labels import label, percent
 from fusion.report.sections import sections
 from fusion.stages.score_rows import clean
@@ -29,6 +29,7 @@ def make_report(job: Job) -> None:
         temporary.write_text(page(tables, found, settings), encoding="utf-8")
     with new_file(job.output["summary"]) as temporary:
         temporary.write_text(terminal_summary(tables["leaderboard"], found, settings), encoding="utf-8")
+    progress(f"report: {job.output['report']}, summary: {job.output['summary']}")
 
 
 def page(tables: dict[str, pd.DataFrame], found: list[Finding], settings: dict[str, Any]) -> str:

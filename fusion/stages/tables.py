@@ -25,18 +25,18 @@ def make_tables(job: Job) -> None:
 
     Input: lists of parquet files scores, predictions, selection and similarity; the last two may be empty.
     """
-    scores = _read(job.input["scores"], SCORES)
+    scores = _read(job.paths("scores"), SCORES)
     if clean(scores, "accuracy").empty:
         raise ValueError("got no accuracy on clean test data, expected some (in the files of input.scores)")
     scores = scores.sort_values(SCORES[:18], kind="stable").reset_index(drop=True)
     placed = place_references(scores)
     tables = {
         "scores": scores,
-        "leaderboard": make_leaderboard(placed, read_correct(_paths(job.input["predictions"]))),
+        "leaderboard": make_leaderboard(placed, read_correct(job.paths("predictions"))),
         "per_task": make_per_task(placed),
-        "selection": make_selection(_read(job.input["selection"], SELECTION)),
+        "selection": make_selection(_read(job.paths("selection"), SELECTION)),
         "costs": make_costs(scores),
-        "similarity": make_similarity(_read(job.input["similarity"], SIMILARITY)),
+        "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
     }
     with new_folder(job.output["tables"]) as folder:
         for name in TABLES:
@@ -98,6 +98,8 @@ def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
     individual = made["method"] == "individual"
     made["step"] = np.where(individual, "finetune", "fuse")
     made["task"] = made["trained_on"].where(individual, "")
+    # A cost that was not measured is written as a negative number.
+    made["peak_bytes"] = made["peak_bytes"].where(made["peak_bytes"] >= 0)
     made["seconds"] = made["finetune_seconds"].where(individual, made["fuse_seconds"])
     keys = ["step", *GROUP, "task"]
     spent = ["seconds", "peak_bytes", "extra_parameters"]
@@ -138,13 +140,9 @@ def _scaling(hyperparameters: str) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
-def _paths(paths: str | Sequence[str]) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
-
-
-def _read(paths: str | Sequence[str], columns: list[str]) -> pd.DataFrame:
+def _read(paths: Sequence[str], columns: list[str]) -> pd.DataFrame:
     frames = []
-    for path in _paths(paths):
+    for path in paths:
         frame = pd.read_parquet(path)
         missing = [name for name in columns if name not in frame]
         if missing:

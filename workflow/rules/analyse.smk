@@ -9,11 +9,11 @@ rule similarity:
         f"{RUN}/logs/similarity/{{backbone}}/{{mode}}/{{space}}/{{suite}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/similarity/{{backbone}}/{{mode}}/{{space}}/{{suite}}/seed{{seed}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.analyse:similarity",
         code=code_hash("fusion.stages.analyse"),
         settings=lambda w: {"space": w.space, "tasks": suite(w.suite)},
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"

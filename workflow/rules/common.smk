@@ -1,8 +1,8 @@
 from functools import cache
 
-from fusion.artifacts import digest
+from fusion.artifacts import digest, sha256
 from fusion.config import read
-from fusion.provenance import code_hash
+from fusion.provenance import PACKAGE, code_hash
 
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"

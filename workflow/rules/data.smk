@@ -5,13 +5,13 @@ rule fetch_archive:
         f"{SHARED}/logs/archives/{{archive}}-{{release}}.log",
     benchmark:
         f"{SHARED}/benchmarks/archives/{{archive}}-{{release}}.tsv"
-    params:
-        stage="fusion.stages.prepare:fetch_archive",
-        settings=lambda w: PLAN.rows.archives[w.archive].model_dump(),
     wildcard_constraints:
         release="[^-/]+",
     conda:
         "../../environment.yml"
+    params:
+        stage="fusion.stages.prepare:fetch_archive",
+        settings=lambda w: PLAN.rows.archives[w.archive].model_dump(),
     script:
         "../scripts/stage.py"
 
@@ -25,12 +25,12 @@ rule prepare_task:
         f"{SHARED}/logs/data/{{task}}-{{version}}.log",
     benchmark:
         f"{SHARED}/benchmarks/data/{{task}}-{{version}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.prepare:prepare_task",
         code=code_hash("fusion.stages.prepare"),
         settings=lambda w: task_settings(w.task),
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"
 
@@ -44,12 +44,12 @@ rule prepare_backbone:
         f"{SHARED}/logs/pretrained/{{backbone}}-{{version}}.log",
     benchmark:
         f"{SHARED}/benchmarks/pretrained/{{backbone}}-{{version}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.pretrained:prepare_backbone",
         code=code_hash("fusion.stages.pretrained"),
         settings=lambda w: pretrained_settings(w.backbone),
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"
 
@@ -64,11 +64,11 @@ rule make_head:
         f"{RUN}/logs/heads/{{backbone}}/{{task}}.log",
     benchmark:
         f"{RUN}/benchmarks/heads/{{backbone}}/{{task}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.pretrained:make_head",
         code=code_hash("fusion.stages.pretrained"),
         settings=lambda w: {"backbone": backbone(w.backbone)},
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"

@@ -10,12 +10,12 @@ rule evaluate_pretrained:
         f"{RUN}/logs/scores/{{backbone}}/pretrained/{{suite}}.log",
     benchmark:
         f"{RUN}/benchmarks/scores/{{backbone}}/pretrained/{{suite}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.evaluate:evaluate",
         code=code_hash("fusion.stages.evaluate"),
         settings=evaluation("pretrained", "reference"),
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"
 

@@ -7,6 +7,8 @@ rule make_init:
         f"{RUN}/logs/init/{{backbone}}/{{mode}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/init/{{backbone}}/{{mode}}/seed{{seed}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.pretrained:make_init",
         code=code_hash("fusion.stages.pretrained"),
@@ -15,8 +17,6 @@ rule make_init:
             "mode": PLAN.mode(w.backbone, w.mode),
             "seed": int(w.seed),
         },
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"
 
@@ -33,6 +33,8 @@ rule finetune_task:
         f"{RUN}/logs/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.finetune:finetune",
         code=code_hash("fusion.stages.finetune"),
@@ -42,8 +44,6 @@ rule finetune_task:
             "finetune": PLAN.config.finetune.settings(w.mode),
             "seed": int(w.seed),
         },
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"
 

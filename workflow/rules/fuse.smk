@@ -12,11 +12,11 @@ rule fuse:
         f"{RUN}/logs/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.fuse:fuse",
-        code=lambda w: code_hash(
-            "fusion.stages.fuse", f"fusion.methods.{PLAN.rows.methods[w.method].algorithm}"
-        ),
+        code=lambda w: code_hash("fusion.stages.fuse", f"fusion.methods.{PLAN.rows.methods[w.method].algorithm}"),
         settings=lambda w: {
             "backbone": backbone(w.backbone),
             "tasks": suite(w.suite),
@@ -26,7 +26,5 @@ rule fuse:
             "fuse": PLAN.config.fuse.model_dump(),
             "seed": int(w.seed),
         },
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"

@@ -3,16 +3,17 @@ rule report:
         tables=f"{RUN}/tables",
     output:
         report=report(f"{RUN}/report.html", caption="../report/report.rst", category="Report"),
-        summary=f"{RUN}/summary.md",
+        summary=f"{RUN}/summary.txt",
     log:
         f"{RUN}/logs/report.log",
     benchmark:
         f"{RUN}/benchmarks/report.tsv"
-    params:
-        stage="fusion.stages.report:make_report",
-        code="x",
-        settings={"run": PLAN.config.run, "title": PLAN.config.title, "config": PLAN.config.model_dump()},
     conda:
         "../../environment.yml"
+    params:
+        stage="fusion.stages.report:make_report",
+        code=code_hash("fusion.stages.report"),
+        template=sha256(PACKAGE / "report" / "page.html.j2"),
+        settings={"run": PLAN.config.run, "title": PLAN.config.title, "config": PLAN.config.model_dump(mode="json")},
     script:
         "../scripts/stage.py"

@@ -12,10 +12,10 @@ rule tables:
         f"{RUN}/logs/tables.log",
     benchmark:
         f"{RUN}/benchmarks/tables.tsv"
+    conda:
+        "../../environment.yml"
     params:
         stage="fusion.stages.tables:make_tables",
         code=code_hash("fusion.stages.tables"),
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage.py"

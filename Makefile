@@ -1,0 +1,34 @@
+# Set-up commands. `make demo` runs the main job, `make test` the checks; both install what they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint bench
+
+demo: .venv/demo
+	$(BIN)/snakemake
+	@cat results/demo/summary.txt
+	@echo "Report: $(CURDIR)/results/demo/report.html"
+
+test: .venv/test lint
+	$(BIN)/pytest
+
+lint: .venv/test
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	pyright
+	snakemake --lint
+
+bench: .venv/demo
+	$(BIN)/python benchmarks/demo.py
+
+.venv/demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
