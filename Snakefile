@@ -22,4 +22,4 @@ localrules:
 rule all:
     default_target: True
     input:
-        rules.report.input,
+        rules.report.output,

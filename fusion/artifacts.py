@@ -50,6 +50,16 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(folder: str | Path) -> None:
+    """Makes the folder if need be; ValueError if nothing can be written there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write results to {folder}: {error.strerror}; see `results` in the configuration") from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically; non-finite numbers are refused."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)

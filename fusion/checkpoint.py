@@ -86,12 +86,14 @@ def save(
 ) -> None:
     """Writes a safetensors file atomically, holding one tensor at a time.
 
-    layout: dtype and shape of every tensor; tensors: the same names in the same order.
+    layout: dtype and shape of every tensor; tensors: the same names in the same order. In the file, tensors of
+    wide types come first, as the format's own writer has it, so that all are aligned.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata or {})}
+    starts: dict[str, int] = {}
     offset = 0
-    for name, (dtype, size) in layout.items():
-        count = torch.Size(size).numel() * dtype.itemsize
+    for name, (dtype, size) in sorted(layout.items(), key=lambda item: -item[1][0].itemsize):
+        starts[name], count = offset, torch.Size(size).numel() * dtype.itemsize
         header[name] = {"dtype": DTYPES[dtype], "shape": list(size), "data_offsets": [offset, offset + count]}
         offset += count
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -100,7 +102,8 @@ def save(
     with new_file(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
-            assert name == next(expected) and layout[name] == (tensor.dtype, tuple(tensor.shape)), name
+            assert name == next(expected, None) and layout[name] == (tensor.dtype, tuple(tensor.shape)), name
+            file.seek(8 + len(text) + starts[name])
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         assert next(expected, None) is None, "fewer tensors than the layout names"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from fusion.data.rows import ArchiveRow, TaskRow
-from fusion.hyperparameters import algorithms, hyperparameters, method_class
+from fusion.hyperparameters import Rate, algorithms, hyperparameters, method_class
 
 ROWS = Path(__file__).parent.parent / "config"
 Split = Literal["train", "val", "test"]
@@ -23,6 +23,13 @@ class Row(BaseModel):
     """A row of configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            _require(values, cls.model_fields, "key", "the configuration file, or the row's file in config/")
+        return values
 
 
 class WeightsSource(Row):
@@ -105,24 +112,25 @@ class MethodRow(Row):
         _require(
             self.hyperparameters, model.model_fields, f"hyper-parameter of {self.algorithm}", "config/methods.yaml"
         )
-        for candidate in self.grid():
-            try:
-                model(**candidate)
-            except ValidationError as error:
-                raise ValueError(f"{self.algorithm}: {_first(error)} (config/methods.yaml)") from error
+        try:
+            self.grid()
+        except ValidationError as error:
+            raise ValueError(f"{self.algorithm}: {_first(error)} (config/methods.yaml)") from error
         return self
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the listed values, with the defaults filled in."""
+        """Every combination of the listed values, with the defaults filled in, as the method's types: YAML reads
+        1e-3 as text."""
+        model = hyperparameters(self.algorithm)
         rows: list[dict[str, Any]] = [{}]
-        for name, field in hyperparameters(self.algorithm).model_fields.items():
+        for name, field in model.model_fields.items():
             values = self.hyperparameters.get(name, field.default)
             rows = [
                 {**row, name: value} for row in rows for value in (values if isinstance(values, list) else [values])
             ]
         if not rows:
             raise ValueError(f"{self.algorithm}: an empty list is no grid; expected at least one value")
-        return rows
+        return [model(**row).model_dump() for row in rows]
 
 
 class Finetune(Row):
@@ -130,7 +138,7 @@ class Finetune(Row):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    lr: float | dict[str, float]
+    lr: Rate | dict[str, Rate]
     weight_decay: float = Field(default=0.1, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     clip: float = Field(default=1.0, gt=0)
@@ -163,15 +171,22 @@ class Config(Row):
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     title: str = ""
     results: str = "results"
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[NonNegativeInt] = Field(min_length=1)
     backbones: list[str] = Field(min_length=1)
     modes: list[str] = Field(min_length=1)
     suites: list[str] = Field(min_length=1)
     methods: list[str] = []
     finetune: Finetune
-    fuse: Fuse = Fuse()
-    evaluate: Evaluate = Evaluate()
+    fuse: Fuse = Field(default_factory=Fuse)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
     define: dict[Literal["archives", "tasks", "backbones", "modes", "suites", "methods"], dict[str, Any]] = {}
+
+    @field_validator("run")
+    @classmethod
+    def _not_shared(cls, run: str) -> str:
+        if run == "shared":
+            raise ValueError("'shared' is the folder of what all runs share; name the run something else")
+        return run
 
 
 class Rows(BaseModel):

@@ -50,7 +50,7 @@ class TaskVectors:
     def layers(self) -> Iterator[Layer]:
         """Every floating-point layer, one at a time, in the order of the pre-trained model."""
         for name in self.pretrained:
-            theta0 = self.pretrained[name]
+            theta0 = self.pretrained[name].detach()
             if theta0.is_floating_point():
                 yield self._layer(name, theta0)
             else:
@@ -61,7 +61,7 @@ class TaskVectors:
         start = theta0.to(dtype)
         taus = torch.empty((len(self), *theta0.shape), dtype=dtype, device=theta0.device)
         for tau, model in zip(taus, self.finetuned, strict=True):
-            tau.copy_(model[name]) if self._are_deltas else torch.sub(model[name], start, out=tau)
+            tau.copy_(model[name].detach()) if self._are_deltas else torch.sub(model[name].detach(), start, out=tau)
         if not torch.isfinite(taus).all() or not torch.isfinite(start).all():
             self._raise_not_finite(name)
         return Layer(name, start, taus)
@@ -131,7 +131,10 @@ class Merged:
     individual: Callable[[int, Layer], Tensor] | None = None
 
     def layers(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) for every tensor of the pre-trained model, in its dtype and shape."""
+        """(name, tensor) for every tensor of the pre-trained model, in its dtype and shape.
+
+        Raises ValueError naming a tensor that is not finite: the merge overflowed or diverged.
+        """
         yield from self._read(self.update)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -148,10 +151,17 @@ class Merged:
         layers = self.vectors.layers()
         for name, theta0 in self.vectors.pretrained.items():
             if not theta0.is_floating_point():
-                yield name, theta0
+                yield name, theta0.clone()
                 continue
             layer = next(layers)
-            yield name, (layer.pretrained + update(layer)).to(theta0.dtype)
+            merged = (layer.pretrained + update(layer)).to(theta0.dtype)
+            if not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"merged tensor {name!r} is not finite in {theta0.dtype}; expected a smaller scaling or step"
+                )
+            yield name, merged
+        left = next(layers, None)  # also compares the buffers that come after the last layer
+        assert left is None
 
 
 def kept(density: float, count: int) -> int:

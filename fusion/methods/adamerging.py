@@ -50,10 +50,10 @@ def weighted_sum(coefficients: Tensor, layer: Layer) -> Tensor:
 
 
 def start(layers: list[Layer], granularity: str, scaling: float) -> Tensor:
-    """The initial λ: (T,) for task, (L, T) for layer; float32."""
-    tasks, device = len(layers[0].taus), layers[0].taus.device
-    size = (tasks,) if granularity == "task" else (len(layers), tasks)
-    return torch.full(size, scaling, device=device)
+    """The initial λ: (T,) for task, (L, T) for layer; in the precision of the task vectors."""
+    taus = layers[0].taus
+    size = (len(taus),) if granularity == "task" else (len(layers), len(taus))
+    return torch.full(size, scaling, dtype=taus.dtype, device=taus.device)
 
 
 def by_layer(layers: list[Layer], coefficients: Tensor) -> dict[str, Tensor]:

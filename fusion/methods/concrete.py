@@ -57,7 +57,8 @@ def concrete(
         step = fixed_coefficients(layers, scaling)
     else:
         step = inner_step(layers, objective, granularity, scaling, inner_optimizer, inner_lr, meta_gradient)
-    logits = {layer.name: torch.zeros_like(layer.pretrained, requires_grad=True) for layer in layers}
+    by_name = sorted(layers, key=lambda layer: layer.name)  # the order of draws must not depend on that of a file
+    logits = {layer.name: torch.zeros_like(layer.pretrained, requires_grad=True) for layer in by_name}
     losses = learn_mask(logits, objective, step, rng, temperature, steps, lr)
     masks = {name: rescale(evaluate(x.detach(), evaluation_mask, temperature, rng)) for name, x in logits.items()}
     found, learned = start(layers, "task", scaling), {}
@@ -115,7 +116,7 @@ def learn_mask(
     for _ in range(steps):
         masks = {name: rescale(sample(x, temperature, rng)) for name, x in logits.items()}
         loss = objective(step(masks))
-        gradients = torch.autograd.grad(loss, list(logits.values()))
+        gradients = torch.autograd.grad(loss, list(logits.values()), allow_unused=True)  # a layer may not matter
         for x, gradient in zip(logits.values(), gradients, strict=True):
             x.grad = gradient
         optimizer.step()

@@ -51,13 +51,14 @@ def layer_thresholds(taus: Tensor, density: float) -> Tensor:
 
 def trim(taus: Tensor, thresholds: Tensor) -> Tensor:
     """τ̂: (T, *shape) with the coordinates below their task's threshold (T,) set to zero."""
-    limits = thresholds.to(taus).reshape(-1, *[1] * (taus.dim() - 1))
-    return torch.where(taus.abs() >= limits, taus, 0)
+    limits = thresholds.to(taus.device).reshape(-1, *[1] * (taus.dim() - 1))
+    return torch.where(taus.abs().to(limits.dtype) >= limits, taus, 0)  # rounded alike, or float64 loses the k-th
 
 
 def elect(trimmed: Tensor, aggregation: str) -> Tensor:
     """The mean or sum, over the tasks that agree with the elected sign: (T, *shape) -> (*shape)."""
-    agrees = trimmed.sign() == trimmed.sum(0).sign()
+    elected = trimmed.sum(0, dtype=torch.float64).sign()  # in float32, 0.1 + 0.2 − 0.3 depends on the order of tasks
+    agrees = trimmed.sign() == elected.to(trimmed.dtype)
     total = torch.where(agrees, trimmed, 0).sum(0)
     if aggregation == "sum":
         return total

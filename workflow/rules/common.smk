@@ -1,12 +1,13 @@
 from functools import cache
 
-from fusion.artifacts import digest, sha256
+from fusion.artifacts import digest, require_writable, sha256
 from fusion.config import read
 from fusion.provenance import PACKAGE, code_hash
 
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
+require_writable(RUN)
 ADAPTERS = [mode for mode in PLAN.config.modes if PLAN.rows.modes[mode].adapter]
 
 

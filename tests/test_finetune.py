@@ -1,0 +1,209 @@
+"""Fine-tuning: it learns, follows its schedule, and ends with the same bytes however often it is interrupted."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_stages import World, changed
+
+from fusion.artifacts import digest, read_json
+from fusion.backbones.sentence_encoder import Batch, SentenceEncoder
+from fusion.checkpoint import Checkpoint
+from fusion.data.tasks import TaskData
+from fusion.job import Job, run
+from fusion.modes import attach, freeze
+from fusion.stages.finetune import schedule, train
+
+FILES = ("model.safetensors", "adapter_model.safetensors")
+RUN = "import json, sys; from fusion.job import Job, run; run(Job(**json.loads(sys.argv[1])))"
+
+
+def parameters(job: Job) -> bytes:
+    """The bytes of the file that holds the trained parameters."""
+    (path,) = [path for name in FILES if (path := Path(job.output["model"]) / name).is_file()]
+    return path.read_bytes()
+
+
+def resume_file(job: Job) -> Path:
+    return Path(job.output["model"] + ".resume.safetensors")
+
+
+class Interrupted(Exception):
+    """What stops a fine-tuning half-way."""
+
+
+class Interrupting(SentenceEncoder):
+    """An encoder that raises Interrupted instead of making batch `at`, counted from 0."""
+
+    at = 0
+
+    def collate(self, inputs: Sequence[str]) -> Batch:
+        self.at -= 1
+        if self.at < 0:
+            raise Interrupted
+        return super().collate(inputs)
+
+
+def interrupt(world: World, job: Job, at: int) -> None:
+    """Trains as the stage would do for this job, until step `at` of this attempt begins."""
+    settings, init = job.params["settings"], job.optional("init")
+    backbone = Interrupting(world.model, **world.backbone_row["options"])
+    backbone.at = at
+    trained = freeze(backbone.module, settings["mode"]["frozen"])
+    trained = attach(backbone.module, settings["mode"], init) if init else trained
+    head, data = Checkpoint(job.input["head"])["weight"], TaskData(Path(job.input["data"]))
+    identity = digest({"settings": settings, "code": job.params["code"]})
+    with pytest.raises(Interrupted):
+        train(backbone, trained, head, data, settings["finetune"], settings["seed"], resume_file(job), "", identity)
+
+
+@pytest.mark.parametrize("mode", ["full", "lora", "l_lora", "l_lora_both", "lora_dropout"])
+def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(
+    world: World, tmp_path: Path, mode: str
+) -> None:
+    whole, broken = (world.finetune_job(mode, "animals", tmp_path / name) for name in ("whole", "broken"))
+    run(whole)
+    interrupt(world, broken, at=3)
+    assert not Path(broken.output["model"]).exists()
+    assert Checkpoint(resume_file(broken)).metadata["step"] == "2"
+    run(broken)
+    assert parameters(broken) == parameters(whole)
+    assert not resume_file(broken).exists()
+    facts = [read_json(Path(job.output["model"]) / "training.json") for job in (whole, broken)]
+    assert facts[0] | {"seconds": 0} == facts[1] | {"seconds": 0}
+
+
+def test_a_run_may_be_interrupted_again_and_again(world: World, tmp_path: Path) -> None:
+    whole, broken = (world.finetune_job("lora", "animals", tmp_path / name) for name in ("whole", "broken"))
+    run(whole)
+    for at in (0, 3, 1, 2):
+        interrupt(world, broken, at)
+    assert Checkpoint(resume_file(broken)).metadata["step"] == "4"
+    run(broken)
+    assert parameters(broken) == parameters(whole)
+
+
+def test_a_resumed_run_does_not_do_its_steps_again(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = world.finetune_job("full", "animals", tmp_path / "model")
+    interrupt(world, job, at=5)
+    capfd.readouterr()
+    run(job)
+    printed = capfd.readouterr().out
+    assert "resuming at step 4" in printed
+    assert "step 2 of 6" not in printed
+
+
+@pytest.mark.parametrize("change", ["learning rate", "code", "seed"])
+def test_a_checkpoint_of_other_settings_is_ignored(world: World, tmp_path: Path, change: str) -> None:
+    whole, broken = (world.finetune_job("full", "animals", tmp_path / name) for name in ("whole", "broken"))
+    settings = broken.params["settings"]
+    other = {
+        "learning rate": changed(broken, finetune=settings["finetune"] | {"lr": 0.1}),
+        "seed": changed(broken, seed=1),
+        "code": Job(broken.stage, broken.input, broken.output, broken.params | {"code": "older"}, broken.wildcards),
+    }[change]
+    run(whole)
+    interrupt(world, other, at=3)
+    assert resume_file(broken).is_file()
+    run(broken)
+    assert parameters(broken) == parameters(whole)
+    assert not resume_file(broken).exists()
+
+
+def kill_half_way(job: Job) -> None:
+    """Runs the job in a process of its own and kills it with signal 9 once it has kept a checkpoint."""
+    arguments = {name: getattr(job, name) for name in ("stage", "input", "output", "params", "wildcards")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, json.dumps(arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not resume_file(job).is_file():
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -9, "it ended before it could be killed"
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(world: World, tmp_path: Path) -> None:
+    recipe = {"steps": 60, "checkpoint_every": 3}
+    whole, broken = (world.finetune_job("full", "animals", tmp_path / name, **recipe) for name in ("whole", "broken"))
+    kill_half_way(broken)
+    assert not Path(broken.output["model"]).exists()
+    steps = int(Checkpoint(resume_file(broken)).metadata["step"])
+    assert 0 < steps < 60
+    run(broken)
+    run(whole)
+    assert parameters(broken) == parameters(whole)
+    assert [path.name for path in sorted(tmp_path.iterdir()) if "broken" in path.name] == ["broken"]
+
+
+@pytest.mark.parametrize("mode", ["full", "lora", "l_lora"])
+def test_the_loss_falls_on_a_task_that_can_be_learned(world: World, tmp_path: Path, mode: str) -> None:
+    job = world.finetune_job(mode, "food", tmp_path / "model", steps=60)
+    run(job)
+    facts = read_json(tmp_path / "model" / "training.json")
+    assert facts["last_loss"] < 0.7 * facts["first_loss"]
+    assert facts["steps"] == 60
+
+
+def test_a_seed_gives_the_same_bytes_and_another_seed_others(world: World, tmp_path: Path) -> None:
+    jobs = [world.finetune_job("full", "food", tmp_path / str(i), seed=seed) for i, seed in enumerate((0, 0, 1))]
+    for job in jobs:
+        torch.rand(1)  # the global random state is not the stage's
+        run(job)
+    one, same, other = map(parameters, jobs)
+    assert one == same != other
+
+
+def test_parameters_that_do_not_train_are_not_saved_and_those_that_do_have_changed(world: World) -> None:
+    base, found = Checkpoint(world.model), load_file(world.finetuned("full", "food") / "model.safetensors")
+    assert set(base) - set(found) == {"embeddings.word_embeddings.weight", "pooler.dense.bias", "pooler.dense.weight"}
+    same = {name for name, tensor in found.items() if torch.equal(tensor, base[name])}
+    # one segment and few positions occur in the data, but weight decay reaches every row
+    assert same == set()
+
+
+def test_a_learning_rate_warms_up_linearly_and_then_follows_half_a_cosine() -> None:
+    found = [schedule(step, steps=6, warmup=2) for step in range(6)]
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+def test_a_learning_rate_without_warm_up_starts_at_its_full_value() -> None:
+    found = [schedule(step, steps=4, warmup=0) for step in range(4)]
+    assert found == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_off() -> None:
+    assert [schedule(step, steps=2, warmup=3) for step in range(2)] == [1 / 4, 2 / 4]
+
+
+def test_gradients_are_clipped(world: World, tmp_path: Path) -> None:
+    recipe = {"steps": 1, "warmup_steps": 0, "weight_decay": 0.0}
+    jobs = [world.finetune_job("full", "food", tmp_path / str(c), clip=c, **recipe) for c in (1.0, 1e-12)]
+    for job in jobs:
+        run(job)
+    base = Checkpoint(world.model)
+    moves = [
+        max((tensor - base[name]).abs().max().item() for name, tensor in load_file(path / FILES[0]).items())
+        for path in (Path(job.output["model"]) for job in jobs)
+    ]
+    # Adam's first step is lr · g / (|g| + 1e-8): a gradient far below 1e-8 hardly moves anything
+    assert moves[0] == pytest.approx(3e-3, rel=1e-2)
+    assert moves[1] < 1e-5
+
+
+def test_a_finished_model_says_how_it_was_trained(world: World) -> None:
+    facts = read_json(world.finetuned("lora", "food") / "training.json")
+    assert facts["trained_parameters"] == 4 * (4 * 32 + 32 * 4)
+    assert facts["precision"] in ("float32", "bfloat16")
+    assert facts["seconds"] > 0

@@ -1,0 +1,161 @@
+"""Adaptive methods see no labels, and no test inputs unless they are told to."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, load_from_disk
+from safetensors.torch import load_file
+from tiny_stages import TASKS, World, changed
+from torch import Tensor
+
+from fusion.artifacts import read_json
+from fusion.checkpoint import Checkpoint
+from fusion.data.suites import Suite
+from fusion.data.tasks import TaskData
+from fusion.job import run
+from fusion.spaces import open_space
+from fusion.stages.fuse import merge, total_entropy
+
+ADAPTIVE = {
+    "adamerging": {"steps": 2},
+    "concrete": {"steps": 2, "adapt_steps": 2},
+}
+
+
+class Unlabelled(TaskData):
+    """A task whose labels and test inputs must not be touched; it notes which splits are read."""
+
+    read: ClassVar[set[str]] = set()
+
+    def inputs(self, split: str, limit: int | None = None) -> Sequence[Any]:
+        if split == "test":
+            raise AssertionError("test inputs were read")
+        self.read.add(split)
+        return super().inputs(split, limit)
+
+    def labels(self, split: str, limit: int | None = None) -> Tensor:
+        raise AssertionError("labels were read")
+
+
+def heads(world: World) -> list[Tensor]:
+    return [Checkpoint(world.head(task))["weight"] for task in TASKS]
+
+
+def adapt(
+    world: World, data: Sequence[TaskData], algorithm: str, granularity: str = "layer", **fuse: Any
+) -> dict[str, Tensor]:
+    """The model that an adaptive method merges, with the entropy on these data as its objective."""
+    suite, finetuned = Suite(TASKS, list(data), heads(world)), [world.finetuned("lora", task) for task in TASKS]
+    space = open_space("weight", world.model, world.init("lora"), finetuned)
+    settings = world.plan.config.fuse.model_dump() | fuse
+    objective = total_entropy(world.backbone(), suite, space, settings, seed=0)
+    return merge(space, algorithm, ADAPTIVE[algorithm] | {"granularity": granularity}, objective, seed=0).tensors()
+
+
+@pytest.mark.parametrize("granularity", ["task", "layer"])
+@pytest.mark.parametrize("algorithm", ADAPTIVE)
+def test_adaptation_touches_no_label_and_no_test_input(world: World, algorithm: str, granularity: str) -> None:
+    Unlabelled.read.clear()
+    adapt(world, [Unlabelled(world.data(task)) for task in TASKS], algorithm, granularity)
+    assert Unlabelled.read == {"val"}
+
+
+@pytest.mark.parametrize("algorithm", ADAPTIVE)
+def test_adaptation_on_test_inputs_reads_them_only_when_told(world: World, algorithm: str) -> None:
+    data = [Unlabelled(world.data(task)) for task in TASKS]
+    with pytest.raises(AssertionError, match="test inputs were read"):
+        adapt(world, data, algorithm, adapted_on="test")
+    Unlabelled.read.clear()
+    adapt(world, data, algorithm, adapted_on="train")
+    assert Unlabelled.read == {"train"}
+
+
+@pytest.mark.parametrize("algorithm", ADAPTIVE)
+def test_adaptation_runs_on_data_that_have_no_labels_at_all(world: World, tmp_path: Path, algorithm: str) -> None:
+    for task in TASKS:
+        plain = load_from_disk(str(world.data(task)))
+        assert isinstance(plain, DatasetDict)
+        plain.remove_columns("label").save_to_disk(tmp_path / task)
+        shutil.copy(world.data(task) / "info.json", tmp_path / task)
+    found = adapt(world, [TaskData(tmp_path / task) for task in TASKS], algorithm)
+    expected = adapt(world, [TaskData(world.data(task)) for task in TASKS], algorithm)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="Column 'label' doesn't exist"):
+        TaskData(tmp_path / "food").labels("val")
+
+
+def relabelled(data: Path, splits: Sequence[str]) -> None:
+    """Gives every example of some splits the next class."""
+    whole = load_from_disk(str(data))
+    assert isinstance(whole, DatasetDict)
+    for split in splits:
+        features = whole[split].features
+        labels = [(label + 1) % features["label"].num_classes for label in whole[split]["label"]]
+        wrong = Dataset.from_dict({"text": whole[split]["text"][:], "label": labels}, features=features)
+        shutil.rmtree(data / split)
+        wrong.save_to_disk(str(data / split))
+
+
+@pytest.mark.parametrize("algorithm", ADAPTIVE)
+def test_a_fusion_without_a_grid_is_the_same_whatever_the_labels_are(new_world: World, algorithm: str) -> None:
+    job = new_world.fuse_job(new_world.folder / "one", "lora", algorithm, **ADAPTIVE[algorithm])
+    run(job)
+    for task in TASKS:
+        relabelled(new_world.data(task), ["train", "val", "test"])
+    other = new_world.fuse_job(new_world.folder / "other", "lora", algorithm, **ADAPTIVE[algorithm])
+    run(other)
+    models = [(new_world.folder / name / "model/model.safetensors").read_bytes() for name in ("one", "other")]
+    assert models[0] == models[1]
+    scores = [pd.read_parquet(new_world.folder / name / "selection.parquet")["value"] for name in ("one", "other")]
+    assert not scores[0].equals(scores[1]), "the labels do reach the validation scores"
+
+
+@pytest.mark.parametrize("algorithm", [*ADAPTIVE, "ties"])
+def test_a_whole_fusion_reads_nothing_of_the_test_split(new_world: World, algorithm: str) -> None:
+    job = new_world.fuse_job(new_world.folder / "fused", "lora", algorithm, **ADAPTIVE.get(algorithm, {}))
+    for task in TASKS:
+        shutil.rmtree(new_world.data(task) / "test")
+    run(job)
+    recipe = read_json(new_world.folder / "fused/model/recipe.json")
+    assert recipe["adapted_on"] == ("val" if algorithm in ADAPTIVE else "")
+    on_test = changed(job, fuse=job.params["settings"]["fuse"] | {"adapted_on": "test"})
+    if algorithm in ADAPTIVE:
+        with pytest.raises(FileNotFoundError):
+            run(on_test)
+
+
+def test_a_model_adapted_on_test_inputs_says_so(world: World, tmp_path: Path) -> None:
+    job = world.fuse_job(tmp_path, "lora", "adamerging", **ADAPTIVE["adamerging"])
+    run(changed(job, fuse=job.params["settings"]["fuse"] | {"adapted_on": "test"}))
+    assert read_json(tmp_path / "model/recipe.json")["adapted_on"] == "test"
+
+
+def test_a_grid_is_chosen_by_validation_accuracy_and_its_whole_curve_kept(world: World, tmp_path: Path) -> None:
+    grid = [{"scaling": scaling} for scaling in (0.0, 0.3, 1.0, 10.0)]
+    run(changed(world.fuse_job(tmp_path, "full", "task_arithmetic"), grid=grid))
+    recipe, curve = read_json(tmp_path / "model/recipe.json"), pd.read_parquet(tmp_path / "selection.parquet")
+    means = curve.groupby("hyperparameters", sort=False)["value"].mean()
+    assert [json.loads(text) for text in means.index] == grid
+    assert recipe["hyperparameters"] == json.loads(str(means.idxmax()))
+    assert recipe["selected_on"] == "val"
+    assert recipe["adapted_on"] == ""
+    chosen = curve[curve["selected"]]
+    assert set(chosen["task"]) == set(TASKS)
+    assert set(chosen["hyperparameters"]) == {means.idxmax()}
+
+
+def test_a_written_model_is_the_one_that_the_chosen_hyperparameters_make(world: World, tmp_path: Path) -> None:
+    grid = [{"scaling": scaling} for scaling in (0.0, 0.5)]
+    run(changed(world.fuse_job(tmp_path, "full", "task_arithmetic"), grid=grid))
+    chosen = read_json(tmp_path / "model/recipe.json")["hyperparameters"]["scaling"]
+    base, found = Checkpoint(world.model), load_file(tmp_path / "model/model.safetensors")
+    models = [Checkpoint(world.finetuned("full", task)) for task in TASKS]
+    for name, tensor in found.items():
+        total = sum((model[name] - base[name] for model in models), torch.zeros_like(base[name]))
+        torch.testing.assert_close(tensor, base[name] + chosen * total)

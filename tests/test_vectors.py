@@ -1,0 +1,158 @@
+"""Task vectors: exact thresholds, one layer at a time, and errors that name the tensor and both sides."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_vectors import Model, model, random_models, vectors
+from torch import Tensor
+from torch.testing import assert_close
+
+from fusion.checkpoint import Checkpoint, save_tensors
+from fusion.vectors import Merged, TaskVectors, kept
+
+
+def mean(taus: TaskVectors) -> Merged:
+    return taus.map(lambda layer: layer.taus.mean(0))
+
+
+def on_disk(folder: Path, *models: Model) -> list[Checkpoint]:
+    """pretrained.safetensors, task1.safetensors, …"""
+    paths = [folder / ("pretrained.safetensors" if i == 0 else f"task{i}.safetensors") for i in range(len(models))]
+    for path, tensors in zip(paths, models, strict=True):
+        save_tensors(path, tensors)
+    return [Checkpoint(path) for path in paths]
+
+
+def test_task_vectors_are_differences_in_float32() -> None:
+    start, tuned = model([1.0, 2.0], dtype=torch.bfloat16), model([1.0078125, 0.0], dtype=torch.bfloat16)
+    (layer,) = TaskVectors(start, [tuned, start]).layers()
+    assert (layer.name, layer.pretrained.dtype, layer.taus.dtype) == ("w", torch.float32, torch.float32)
+    assert layer.taus.tolist() == [[0.0078125, -2.0], [0.0, 0.0]]
+
+
+def test_deltas_are_task_vectors_without_rounding() -> None:
+    start, delta = model([1000.0]), model([1e-6])
+    assert next(TaskVectors.of_deltas(start, [delta]).layers()).taus.item() == pytest.approx(1e-6, rel=1e-6)
+    assert TaskVectors.of_deltas(start | {"steps": torch.tensor(3)}, [delta | {"steps": torch.tensor(0)}]).count() == 1
+
+
+def test_parameters_of_a_module_can_be_merged() -> None:
+    start, tuned = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    merged = mean(TaskVectors(dict(start.named_parameters()), [dict(tuned.named_parameters())])).tensors()
+    assert_close(merged, dict(tuned.state_dict()))
+    assert not any(tensor.requires_grad for tensor in merged.values())
+
+
+class Recorded(Mapping[str, Tensor]):
+    """A model that notes which of its tensors are read."""
+
+    def __init__(self, tensors: Model) -> None:
+        self.tensors, self.read = tensors, []
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.append(name)
+        return self.tensors[name]
+
+    def __iter__(self):
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def test_layers_are_read_one_at_a_time() -> None:
+    pretrained, (tuned,) = random_models({"a": (2,), "b": (2,), "c": (2,)}, 1)
+    recorded = Recorded(tuned)
+    merged = mean(TaskVectors(pretrained, [recorded])).layers()
+    for name in ("a", "b", "c"):
+        recorded.read.clear()
+        assert next(merged)[0] == name
+        assert recorded.read == [name]
+
+
+@pytest.mark.parametrize(("density", "count", "expected"), [(0.29, 100, 29), (0.2, 4, 0), (1.0, 7, 7), (0.999, 7, 6)])
+def test_kept_is_the_floor_of_density_times_count(density: float, count: int, expected: int) -> None:
+    assert kept(density, count) == expected
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    density=st.floats(0.005, 1.0),
+    seed=st.integers(0, 999),
+    repeated=st.booleans(),
+)
+def test_magnitude_thresholds_are_those_of_topk(sizes: list[int], density: float, seed: int, repeated: bool) -> None:
+    pretrained, finetuned = random_models({str(i): (size,) for i, size in enumerate(sizes)}, 2, seed)
+    if repeated:  # many equal magnitudes, and zeros
+        finetuned = [{name: pretrained[name] + tensor.round() for name, tensor in one.items()} for one in finetuned]
+    taus = TaskVectors(pretrained, finetuned)
+    magnitudes = torch.cat([layer.taus.abs() for layer in taus.layers()], dim=1)
+    keep = kept(density, sum(sizes))
+    expected = magnitudes.topk(keep).values[:, -1] if keep else torch.full((2,), torch.inf)
+    assert torch.equal(taus.magnitude_thresholds(density), expected)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-40, 1.0, 3e38])
+def test_magnitude_thresholds_are_exact_at_the_ends_of_float32(value: float) -> None:
+    limits = vectors([0.0, value, -value], [value, 0.0, 0.0]).magnitude_thresholds(0.67)
+    assert torch.equal(limits, torch.tensor([value, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("tuned", "message"),
+    [
+        ({"a": torch.ones(2)}, r"task1\.safetensors against .*pretrained\.safetensors: missing tensors \['b'\]"),
+        ({"a": torch.ones(2), "b": torch.ones(2), "x": torch.ones(2)}, r"task1.*pretrained.*extra tensors \['x'\]"),
+        ({"a": torch.ones(2), "b": torch.ones(1, 2)}, r"'b': got shape \(1, 2\) in .*task1.*\(2,\) as in .*pretrained"),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_models_that_do_not_fit_are_errors_before_anything_is_read(tuned: Model, message: str, tmp_path: Path) -> None:
+    start, other = on_disk(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)}, tuned)
+    with pytest.raises(ValueError, match=message):
+        TaskVectors(start, [other])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("culprit", ["pretrained", "task2"])
+def test_a_tensor_that_is_not_finite_is_named_with_its_file(bad: float, culprit: str, tmp_path: Path) -> None:
+    models = {name: model([1.0, 2.0]) for name in ("pretrained", "task1", "task2")}
+    models[culprit]["w"][1] = bad
+    start, *tuned = on_disk(tmp_path, *models.values())
+    with pytest.raises(ValueError, match=rf"tensor 'w' of .*{culprit}\.safetensors holds NaN or infinity"):
+        mean(TaskVectors(start, tuned)).tensors()
+
+
+def test_a_difference_beyond_float32_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the difference of tensor 'w' overflows"):
+        mean(TaskVectors(model([-3e38]), [model([3e38])])).tensors()
+
+
+@pytest.mark.parametrize("names", [("steps", "w"), ("w", "steps")], ids=["before a layer", "after the last layer"])
+def test_buffers_that_differ_are_an_error_that_names_both_files(names: tuple[str, str], tmp_path: Path) -> None:
+    def tensors(steps: int) -> Model:
+        both = {"steps": torch.tensor(steps), "w": torch.ones(2)}
+        return {name: both[name] for name in names}
+
+    save_tensors(tmp_path / "task1.safetensors", tensors(4))
+    with pytest.raises(ValueError, match=r"'steps' is torch\.int64 and differs between a model in memory and .*task1"):
+        mean(TaskVectors(tensors(3), [Checkpoint(tmp_path / "task1.safetensors")])).tensors()
+
+
+def test_a_merge_that_is_not_finite_is_an_error_that_names_the_tensor() -> None:
+    taus = vectors([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"merged tensor 'w' is not finite in torch\.float32"):
+        taus.map(lambda layer: layer.taus.sum(0) * torch.nan).tensors()
+    half = TaskVectors(model([0.0], dtype=torch.float16), [model([6e4], dtype=torch.float16)] * 2)
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+        half.map(lambda layer: layer.taus.sum(0)).tensors()
+
+
+def test_no_fine_tuned_model_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected at least one"):
+        TaskVectors(model([1.0]), [])

@@ -1,0 +1,203 @@
+"""The workflow as its users run it: the real Snakemake on the tiny world, and what a change makes it do again."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import tiny
+
+pytestmark = pytest.mark.slow
+
+PLACES = 5  # full in weight space; lora and l_lora in weight and adapter space
+AFTER_FUSION = {"tables": 1, "report": 1, "all": 1}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run; tests leave its results as they are."""
+    folder = tmp_path_factory.mktemp("done")
+    run = tiny.snakemake(folder)
+    assert run.returncode == 0, run.output
+    return folder
+
+
+def plan(folder: Path, *arguments: str, **changes: object) -> tiny.Finished:
+    """A dry run that must succeed."""
+    run = tiny.snakemake(folder, "-n", *arguments, **changes)
+    assert run.returncode == 0, run.output
+    return run
+
+
+def test_a_run_writes_every_table_and_a_report_that_needs_no_network(done: Path) -> None:
+    tables = done / "results/tiny/tables"
+    for name in ("scores", "leaderboard", "per_task", "selection", "costs", "similarity"):
+        assert len(pd.read_parquet(tables / f"{name}.parquet")) > 0
+        assert (tables / f"{name}.csv").is_file() and (tables / f"{name}.md").is_file()
+    html = (done / "results/tiny/report.html").read_text()
+    assert "<svg" in html and not re.search(r"""(src|href)=["']?(https?:)?//""", html)
+    assert "Sanity summary" in (done / "results/tiny/summary.txt").read_text()
+
+
+def test_every_method_has_a_row_in_every_space_of_every_mode(done: Path) -> None:
+    board = pd.read_parquet(done / "results/tiny/tables/leaderboard.parquet")
+    fused = board[board["method_class"] != "reference"]
+    assert len(fused) == PLACES * len(tiny.METHODS)
+    assert set(zip(fused["mode"], fused["space"], strict=True)) == {
+        ("full", "weight"), ("lora", "weight"), ("lora", "adapter"), ("l_lora", "weight"), ("l_lora", "adapter")
+    }  # fmt: skip
+    assert {"pretrained", "individual"} <= set(board["method"])
+
+
+def test_running_again_does_nothing(done: Path) -> None:
+    assert not plan(done).rules
+
+
+def test_a_new_density_of_ties_runs_its_fusions_their_evaluations_and_the_tables(done: Path) -> None:
+    run = plan(done, define={"methods": {"ties": {"hyperparameters": {"density": 0.5}}}})
+    assert run.rules == {"fuse": PLACES, "evaluate_fused": PLACES} | AFTER_FUSION
+    assert {wildcards["method"] for _, wildcards in run.jobs if wildcards} == {"ties"}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project whose code may be edited."""
+    target = tmp_path_factory.mktemp("copy") / "project"
+    left_out = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", "__pycache__")
+    return Path(shutil.copytree(tiny.ROOT, target, ignore=left_out))
+
+
+def plan_with(project: Path, folder: Path, *arguments: str) -> tiny.Finished:
+    """A dry run with the workflow and the package of another checkout."""
+    command = [part.replace(str(tiny.ROOT / "Snakefile"), str(project / "Snakefile")) for part in
+               tiny.command(folder, "-n", *arguments)]  # fmt: skip
+    tiny.write_config(folder)
+    environment = tiny.environment() | {"PYTHONPATH": str(project)}
+    run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return tiny.Finished(0, run.stdout + run.stderr)
+
+
+def test_editing_code_runs_just_what_used_it(done: Path, copy: Path) -> None:
+    assert not plan_with(copy, done).rules
+    ties = copy / "fusion/methods/ties.py"
+    whole = ties.read_text()
+    ties.write_text(whole.replace("return taus.map(update)", "merged = taus.map(update)\n    return merged"))
+    run = plan_with(copy, done)
+    assert run.rules == {"fuse": PLACES, "evaluate_fused": PLACES} | AFTER_FUSION
+    assert {wildcards["method"] for _, wildcards in run.jobs if wildcards} == {"ties"}
+    ties.write_text("# a comment\n" + whole.replace("trim, elect sign, merge", "trim, elect, merge"))
+    (copy / "README.md").write_text("Another text.\n")
+    assert not plan_with(copy, done).rules
+
+
+def test_an_added_task_is_fine_tuned_and_the_suites_that_contain_it_are_fused_again(done: Path) -> None:
+    more = {"tasks": {"more": tiny.task_row(done, "food") | {"prompt": "some {}"}}}
+    run = plan(done, define=more | {"suites": {"tiny": {"tasks": [*tiny.TASKS, "more"]}}})
+    tuned = [wildcards for rule, wildcards in run.jobs if rule == "finetune_task"]
+    assert len(tuned) == 3 and {wildcards["task"] for wildcards in tuned} == {"more"}
+    assert run.rules["prepare_task"] == 1 and run.rules["fuse"] == PLACES * len(tiny.METHODS)
+    assert "make_init" not in run.rules and "prepare_backbone" not in run.rules
+
+
+def test_a_removed_task_fine_tunes_nothing(done: Path) -> None:
+    run = plan(done, define={"suites": {"tiny": {"tasks": list(tiny.TASKS)[:2]}}})
+    assert run.rules["fuse"] == PLACES * len(tiny.METHODS)
+    assert not run.rules.keys() & {"finetune_task", "prepare_task", "make_head", "make_init"}
+
+
+def test_deleted_tables_are_made_again_from_the_scores_alone(done: Path) -> None:
+    before = pd.read_parquet(done / "results/tiny/tables/leaderboard.parquet")
+    shutil.rmtree(done / "results/tiny/tables")
+    run = tiny.snakemake(done, "tables")
+    assert run.returncode == 0 and run.rules == {"tables": 1}, run.output
+    pd.testing.assert_frame_equal(pd.read_parquet(done / "results/tiny/tables/leaderboard.parquet"), before)
+    assert tiny.snakemake(done).returncode == 0  # the report, which is older now
+
+
+def test_two_seeds_are_two_rows_and_the_tables_show_their_spread(done: Path) -> None:
+    run = tiny.snakemake(done, run="seeds", seeds=[0, 1], modes=["lora"], methods=["simple_average"])
+    assert run.returncode == 0, run.output
+    assert "prepare_task" not in run.rules and "prepare_backbone" not in run.rules  # shared with the other run
+    scores = pd.read_parquet(done / "results/seeds/tables/scores.parquet")
+    fused = scores[(scores["method"] == "simple_average") & (scores["metric"] == "accuracy")]
+    assert sorted(fused.groupby("seed").size()) == [2 * len(tiny.TASKS)] * 2  # in both spaces
+    board = pd.read_parquet(done / "results/seeds/tables/leaderboard.parquet")
+    averaged = board[board["method"] == "simple_average"]
+    assert (averaged["seeds"] == 2).all() and averaged["seed_std"].notna().all()
+    assert not plan(done).rules  # the first run is as it was
+
+
+@pytest.mark.parametrize("mode", ["full", "l_lora"])
+def test_a_fine_tuning_killed_half_way_resumes_and_ends_with_the_same_bytes(done: Path, mode: str) -> None:
+    changes = {"run": f"killed_{mode}", "finetune": {"steps": 400, "checkpoint_every": 20}}
+    model = f"{done}/results/killed_{mode}/finetuned/tiny/{mode}/food/seed0"
+    tiny.write_config(done, **changes)
+    start = subprocess.Popen(tiny.command(done, model), env=tiny.environment(), cwd=done, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    _await(lambda: os.path.exists(f"{model}.resume.safetensors"), start)
+    kill_workers(start.pid)
+    output, _ = start.communicate(timeout=60)
+    assert start.returncode != 0 and "killed by signal 9" in output, output
+    assert not os.path.exists(model)
+    again = tiny.snakemake(done, model, **changes)
+    assert again.returncode == 0 and "resuming at step" in again.output, again.output
+    weights = next(Path(model).glob("*model.safetensors")).read_bytes()
+    shutil.rmtree(model)
+    assert tiny.snakemake(done, model, **changes).returncode == 0
+    assert next(Path(model).glob("*model.safetensors")).read_bytes() == weights
+
+
+def kill_workers(pid: int) -> None:
+    """Kills, with no warning, every process that runs a job: the children of the fork server."""
+    for server in psutil.Process(pid).children():
+        for worker in server.children(recursive=True):
+            worker.send_signal(signal.SIGKILL)
+
+
+def _await(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "it ended, or never came so far"
+        os.sched_yield()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["tiez"]}, "unknown method 'tiez'; did you mean 'ties'?"),
+        ({"results": "/dev/null/results"}, "cannot write results to /dev/null/results"),
+        ({"define": {"suites": {"tiny": {"tasks": ["food", "food"]}}}}, "['food'] are listed more than once"),
+        ({"define": {"backbones": {"tiny": {"sources": [{"folder": "nowhere"}]}}}}, "none of the folders ['nowhere']"),
+    ],
+)
+def test_bad_configuration_stops_before_any_job_with_its_reason(done: Path, changes: dict, message: str) -> None:
+    run = tiny.snakemake(done, **changes)
+    assert run.returncode != 0 and message in run.output, run.output
+    assert not run.rules
+
+
+def test_a_task_with_one_class_fails_in_its_preparation_and_loses_nothing(done: Path) -> None:
+    (done / "data" / "single.txt").write_text("warm: red\nwarm: orange\n")
+    row = tiny.task_row(done, "colours")
+    row["sources"][0]["files"] = {"all": "single.txt"}
+    run = tiny.snakemake(done, run="single", define={"tasks": {"colours": row}}, modes=["full"])
+    assert run.returncode != 0 and "task colours" in run.output, run.output
+    assert not plan(done).rules
+
+
+def test_large_benchmarks_plan(done: Path) -> None:
+    names = [f"m{i}" for i in range(25)]
+    methods = {name: {"algorithm": "task_arithmetic", "hyperparameters": {"scaling": [0.1, 0.2]}} for name in names}
+    tasks = {f"t{i}": tiny.task_row(done, "food") for i in range(20)}
+    run = plan(
+        done, "--quiet", "rules", run="large", seeds=[0, 1, 2], methods=names, suites=["large"],
+        define={"methods": methods, "tasks": tasks, "suites": {"large": {"tasks": list(tasks)}}},
+    )  # fmt: skip
+    assert re.search(r"^fuse +375$", run.output, re.MULTILINE), run.output
