@@ -57,7 +57,9 @@ def require_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write results to {folder}: {error.strerror}; see `results` in the configuration") from error
+        raise ValueError(
+            f"cannot write results to {folder}: {error.strerror}; see `results` in the configuration"
+        ) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -5,7 +5,7 @@ tasks in memory, and θ0 is never modified.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -140,6 +140,15 @@ class Merged:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, in memory."""
         return dict(self.layers())
+
+    def held(self) -> "Merged":
+        """The same model with its merged task vector computed now, and kept in memory."""
+        found = {layer.name: self.update(layer) for layer in self.vectors.layers()}
+        return replace(self, update=lambda layer: found[layer.name])
+
+    def times(self, factor: float) -> "Merged":
+        """The model whose merged task vector is `factor` times this one's."""
+        return replace(self, update=lambda layer: factor * self.update(layer))
 
     def individual_tensors(self, task: int) -> dict[str, Tensor]:
         """Model `task` (0…T−1) under what was learned for all; only where `individual` is given."""

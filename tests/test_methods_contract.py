@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fusion.checkpoint import Checkpoint, save, save_tensors
-from fusion.hyperparameters import algorithms, hyperparameters
+from fusion.hyperparameters import algorithms, hyperparameters, method_class
 from fusion.vectors import TaskVectors
 
 each_variant = pytest.mark.parametrize(("algorithm", "hyper"), variants(), ids=label)
@@ -68,6 +68,20 @@ def test_iso_c_gives_a_single_model_back_only_if_its_spectrum_is_flat_already() 
     )
     assert_close(merge("iso_c", TaskVectors(start, [rotation])).tensors(), rotation)
     assert_close(merge("iso_c", TaskVectors(start, [stretch])).tensors(), model([[2.0, 0.0], [0.0, 2.0]]))
+
+
+SCALED = [(name, hyper) for name, hyper in variants() if "scaling" in hyperparameters(name).model_fields]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hyper"), [one for one in SCALED if method_class(one[0]) == "data-free"], ids=label
+)
+@on_any_shapes
+@given(shapes=shapes, tasks=tasks, seed=seeds)
+def test_scaling_multiplies_the_merged_task_vector_of_a_data_free_method(algorithm, hyper, shapes, tasks, seed) -> None:
+    vectors = TaskVectors(*random_models(shapes, tasks, seed))
+    direct = merge(algorithm, vectors, **hyper, scaling=0.6)
+    assert_close(merge(algorithm, vectors, **hyper, scaling=1.0).held().times(0.6).tensors(), direct.tensors())
 
 
 @each_variant

@@ -18,9 +18,8 @@ def iso_c(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
     """The pre-trained model plus `scaling` (α) times the sum of the task vectors with a flat spectrum."""
 
     def update(layer: Layer) -> Tensor:
-        if layer.pretrained.dim() != 2:
-            return layer.taus.mean(0)
-        return scaling * flatten_spectrum(layer.taus.sum(0))
+        is_matrix = layer.pretrained.dim() == 2
+        return scaling * (flatten_spectrum(layer.taus.sum(0)) if is_matrix else layer.taus.mean(0))
 
     return taus.map(update)
 

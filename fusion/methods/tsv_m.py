@@ -20,9 +20,8 @@ def tsv_m(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
     """The pre-trained model plus `scaling` (α) times the tasks' decorrelated leading singular directions."""
 
     def update(layer: Layer) -> Tensor:
-        if layer.pretrained.dim() != 2:
-            return layer.taus.mean(0)
-        return scaling * decorrelate(layer.taus)
+        is_matrix = layer.pretrained.dim() == 2
+        return scaling * (decorrelate(layer.taus) if is_matrix else layer.taus.mean(0))
 
     return taus.map(update)
 
