@@ -1,4 +1,7 @@
-configfile: "config/config.yaml"
+# a configuration stands by itself: one named by --configfile takes nothing from the demo's
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"

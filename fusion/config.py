@@ -128,9 +128,12 @@ class MethodRow(Row):
             rows = [
                 {**row, name: value} for row in rows for value in (values if isinstance(values, list) else [values])
             ]
-        if not rows:
-            raise ValueError(f"{self.algorithm}: an empty list is no grid; expected at least one value")
-        return [model(**row).model_dump() for row in rows]
+        found = [model(**row).model_dump() for row in rows]
+        if not found or any(row in found[:i] for i, row in enumerate(found)):
+            raise ValueError(
+                f"{self.algorithm}: expected a grid of at least one value, each once (config/methods.yaml)"
+            )
+        return found
 
 
 class Finetune(Row):

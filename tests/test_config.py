@@ -86,7 +86,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an empty grid": (
         hyper("ties", density=[]),
-        "ties: an empty list is no grid; expected at least one value",
+        "ties: expected a grid of at least one value, each once",
     ),
     "a new method without an algorithm": (
         {"define": {"methods": {"my_ties": {"hyperparameters": {}}}}},

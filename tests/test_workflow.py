@@ -174,7 +174,10 @@ def _await(condition, process: subprocess.Popen[str], seconds: float = 120) -> N
         ({"methods": ["tiez"]}, "unknown method 'tiez'; did you mean 'ties'?"),
         ({"results": "/dev/null/results"}, "cannot write results to /dev/null/results"),
         ({"define": {"suites": {"tiny": {"tasks": ["food", "food"]}}}}, "['food'] are listed more than once"),
-        ({"define": {"backbones": {"tiny": {"sources": [{"folder": "nowhere"}]}}}}, "none of the folders ['nowhere']"),
+        (
+            {"run": "new", "define": {"backbones": {"tiny": {"sources": [{"folder": "nowhere"}]}}}},
+            "none of the folders ['nowhere'] exists",
+        ),
     ],
 )
 def test_bad_configuration_stops_before_any_job_with_its_reason(done: Path, changes: dict, message: str) -> None:

@@ -38,9 +38,7 @@ def fuse(job: Job) -> None:
     rows: list[dict[str, Any]] = []
     best: tuple[float, dict[str, Any], Merged] | None = None
     with measured() as cost:
-        for candidate, merged in candidates(
-            space, settings["algorithm"], settings["grid"], objective, settings["seed"]
-        ):
+        for candidate, merged in candidates(space, settings, objective):
             found = score(backbone, on_device(space.to_weights(merged.tensors())), validation, candidate)
             rows += found
             mean = sum(row["value"] for row in found) / len(found)
@@ -65,18 +63,19 @@ def fuse(job: Job) -> None:
 
 
 def candidates(
-    space: Space, algorithm: str, grid: list[dict[str, Any]], objective: TotalEntropy, seed: int
+    space: Space, settings: Mapping[str, Any], objective: TotalEntropy
 ) -> Iterator[tuple[dict[str, Any], Merged]]:
     """Every candidate of the grid with its merged model.
 
     `scaling` multiplies the merged task vector of every data-free method (a law of the contract tests), so that
     candidates which differ in nothing else share the work of merging.
     """
-    if method_class(algorithm) != "data-free":
-        yield from ((one, merge(space, algorithm, one, objective, seed)) for one in grid)
-        return
+    algorithm, seed = settings["algorithm"], settings["seed"]
     units: dict[str, Merged] = {}
-    for one in grid:
+    for one in settings["grid"]:
+        if method_class(algorithm) != "data-free":
+            yield one, merge(space, algorithm, one, objective, seed)
+            continue
         unit = one | {"scaling": 1.0} if "scaling" in one else one
         if (key := json.dumps(unit, sort_keys=True)) not in units:
             units = {key: merge(space, algorithm, unit, objective, seed).held()}

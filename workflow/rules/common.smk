@@ -45,13 +45,13 @@ def task_settings(name):
 @cache
 def data(task):
     """The folder of a prepared task: shared by all runs that define the task alike, and by no other."""
-    return f"{SHARED}/data/{task}-{digest(task_settings(task))[:8]}"
+    return f"{SHARED}/data/{task}-{digest(PLAN.rows.tasks[task].model_dump())[:8]}"
 
 
 @cache
 def pretrained(backbone):
     """The folder of θ0, shared in the same way."""
-    return f"{SHARED}/pretrained/{backbone}-{digest(pretrained_settings(backbone))[:8]}"
+    return f"{SHARED}/pretrained/{backbone}-{digest(PLAN.rows.backbones[backbone].model_dump())[:8]}"
 
 
 def archive(name):
