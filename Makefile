@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint schema bench
 
 demo: .venv/demo
 	$(BIN)/snakemake
@@ -20,6 +20,9 @@ lint: .venv/test
 	snakefmt --check Snakefile workflow
 	pyright
 	snakemake --lint
+
+schema: .venv/demo
+	$(BIN)/python -c "import json; from fusion.config import schema; print(json.dumps(schema(), indent=2))" > config/schema.json
 
 bench: .venv/demo
 	$(BIN)/python benchmarks/demo.py

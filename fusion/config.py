@@ -5,135 +5,17 @@ Snakemake reads this on every start.
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, field_validator
 
 from fusion.data.rows import ArchiveRow, TaskRow
-from fusion.hyperparameters import Rate, algorithms, hyperparameters, method_class
+from fusion.hyperparameters import Rate, method_class
+from fusion.rows import BackboneRow, MethodRow, ModeRow, Row, SuiteRow, first_error, require
 
 ROWS = Path(__file__).parent.parent / "config"
-Split = Literal["train", "val", "test"]
-
-
-class Row(BaseModel):
-    """A row of configuration; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            _require(values, cls.model_fields, "key", "the configuration file, or the row's file in config/")
-        return values
-
-
-class WeightsSource(Row):
-    """Where pre-trained weights are: a folder in transformers format, by itself or inside an archive."""
-
-    archive: str | None = None
-    folder: str
-
-    def available(self) -> bool:
-        """An archive can be had wherever a package index can; a folder if it is there."""
-        return self.archive is not None or Path(self.folder).is_dir()
-
-
-class BackboneRow(Row):
-    """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own."""
-
-    kind: Literal["sentence_encoder"]
-    sources: list[WeightsSource] = Field(min_length=1)
-    frozen: list[str] = []
-    target_modules: list[str] = Field(min_length=1)
-    options: dict[str, Any] = {}
-
-    def source(self) -> WeightsSource:
-        """The first source that is available."""
-        found = next((source for source in self.sources if source.available()), None)
-        if found is None:
-            raise ValueError(f"none of the folders {[s.folder for s in self.sources]} exists (config/backbones.yaml)")
-        return found
-
-
-class Adapter(Row):
-    """LoRA's shape. init_lora_weights is PEFT's: true draws A and leaves B zero, false draws both."""
-
-    r: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    init_lora_weights: bool | Literal["gaussian"] = True
-
-
-class ModeRow(Row):
-    """A way of fine-tuning: all parameters, or an adapter, linearized or not; and where its models are merged."""
-
-    adapter: Adapter | None = None
-    linearized: bool = False
-    spaces: list[Literal["weight", "adapter"]] = ["weight"]
-
-    @model_validator(mode="after")
-    def _adapters_only(self) -> "ModeRow":
-        if self.adapter is None and (self.linearized or self.spaces != ["weight"]):
-            raise ValueError("without an adapter, `linearized` must be false and `spaces` [weight]")
-        return self
-
-
-class SuiteRow(Row):
-    """The tasks that are merged into one model."""
-
-    tasks: list[str] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _each_once(self) -> "SuiteRow":
-        if twice := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
-            raise ValueError(f"tasks {twice} are listed more than once; expected each task once (config/suites.yaml)")
-        return self
-
-
-class MethodRow(Row):
-    """An algorithm with its hyper-parameters; a list is a grid, from which validation data chooses.
-
-    spaces: where to merge adapters, all spaces of the mode if not given.
-    """
-
-    algorithm: str
-    hyperparameters: dict[str, Any] = {}
-    spaces: list[Literal["weight", "adapter"]] | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> "MethodRow":
-        _require([self.algorithm], algorithms(), "algorithm", "fusion/methods")
-        model = hyperparameters(self.algorithm)
-        _require(
-            self.hyperparameters, model.model_fields, f"hyper-parameter of {self.algorithm}", "config/methods.yaml"
-        )
-        try:
-            self.grid()
-        except ValidationError as error:
-            raise ValueError(f"{self.algorithm}: {_first(error)} (config/methods.yaml)") from error
-        return self
-
-    def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the listed values, with the defaults filled in, as the method's types: YAML reads
-        1e-3 as text."""
-        model = hyperparameters(self.algorithm)
-        rows: list[dict[str, Any]] = [{}]
-        for name, field in model.model_fields.items():
-            values = self.hyperparameters.get(name, field.default)
-            rows = [
-                {**row, name: value} for row in rows for value in (values if isinstance(values, list) else [values])
-            ]
-        found = [model(**row).model_dump() for row in rows]
-        if not found or any(row in found[:i] for i, row in enumerate(found)):
-            raise ValueError(
-                f"{self.algorithm}: expected a grid of at least one value, each once (config/methods.yaml)"
-            )
-        return found
 
 
 class Finetune(Row):
@@ -234,12 +116,12 @@ class Plan(BaseModel):
 def read(config: Mapping[str, Any]) -> Plan:
     """The checked plan of a run; ValueError says what is wrong, what was expected, and where to fix it."""
     known = {field.alias or name for name, field in Config.model_fields.items()}
-    _require(config, known, "setting", "the configuration file")
+    require(config, known, "setting", "the configuration file")
     try:
         run = Config(**config)
         rows = Rows(**{kind: _rows(kind, run.define) for kind in Rows.model_fields})
     except ValidationError as error:
-        raise ValueError(f"configuration: {_first(error)}") from error
+        raise ValueError(f"configuration: {first_error(error)}") from error
     _check_names(run, rows)
     return Plan(config=run, rows=rows)
 
@@ -257,39 +139,24 @@ def _join(base: Any, change: Any) -> Any:
 
 def _check_names(run: Config, rows: Rows) -> None:
     for kind in ("backbones", "modes", "suites", "methods"):
-        _require(getattr(run, kind), getattr(rows, kind), kind.removesuffix("s"), f"config/{kind}.yaml")
+        require(getattr(run, kind), getattr(rows, kind), kind.removesuffix("s"), f"config/{kind}.yaml")
         _require_once(getattr(run, kind), kind)
     _require_once([str(seed) for seed in run.seeds], "seeds")
     for suite in run.suites:
-        _require(rows.suites[suite].tasks, rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
+        require(rows.suites[suite].tasks, rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
     if isinstance(run.finetune.lr, dict):
-        _require(run.finetune.lr, rows.modes, "mode in finetune.lr", "config/modes.yaml")
+        require(run.finetune.lr, rows.modes, "mode in finetune.lr", "config/modes.yaml")
         if missing := set(run.modes) - set(run.finetune.lr):
             raise ValueError(f"finetune.lr gives no learning rate for mode {sorted(missing)}; add one")
     for kind in ("tasks", "backbones"):
         sources = [s.archive for row in getattr(rows, kind).values() for s in row.sources if s.archive]
-        _require(sources, rows.archives, f"archive in {kind}", "config/archives.yaml")
+        require(sources, rows.archives, f"archive in {kind}", "config/archives.yaml")
 
 
 def _require_once(names: Iterable[str], kind: str) -> None:
     names = list(names)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{kind} {twice} are listed more than once; expected each once (the configuration file)")
-
-
-def _require(names: Iterable[str], known: Iterable[str], kind: str, where: str) -> None:
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
-            raise ValueError(f"unknown {kind} {name!r}; {hint} ({where})")
-
-
-def _first(error: ValidationError) -> str:
-    found = error.errors()[0]
-    where, message = ".".join(str(part) for part in found["loc"]), found["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if found["type"] == "value_error" else f"{where}: got {found['input']!r}, {message}"
 
 
 def schema() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fusion.job import Job
 
-KINDS = ("scores", "predictions", "selection", "similarity")
+KINDS = ("scores", "predictions", "selection", "diagnostics", "similarity")
 CLASSES = {
     **{
         "pretrained": "reference",

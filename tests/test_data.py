@@ -205,7 +205,7 @@ def test_a_missing_file_or_folder_is_an_error_with_the_nearest_name(data: Path) 
         ({"classes": {"r": "red"}}, "at least 2 items"),
         ({"classes": {"r": "red", "b": "red"}}, "same words"),
         ({"prompt": "no place"}, "exactly one {}"),
-        ({"promt": "It is {}."}, "Extra inputs"),
+        ({"promt": "It is {}."}, "did you mean 'prompt'"),
         ({"sources": row({"train": "a.csv"})["sources"]}, "expected `all`, or `train` and `test`"),
         ({"sources": row({"all": "a"}, {"kind": "lines", "pattern": "(?P<text>.*)"})["sources"]}, "groups"),
         ({"sources": row({"all": "a"}, {**TABLE, "min_magnitude": 1})["sources"]}, "makes the classes"),

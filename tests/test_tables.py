@@ -165,6 +165,13 @@ def test_a_cost_that_was_not_measured_is_missing(tmp_path: Path) -> None:
     assert tables_of(tmp_path)["costs"]["peak_bytes"].isna().all()
 
 
+def test_diagnostics_are_joined_and_a_method_without_any_has_no_row(run: Path) -> None:
+    where = {"backbone": "b", "suite": "s", "mode": "full", "space": "weight", "method": "concrete", "seed": 0}
+    write(run / "diagnostics/concrete.parquet", pd.DataFrame([where | {"name": "density", "key": "", "value": 0.5}]))
+    write(run / "diagnostics/ties.parquet", pd.DataFrame())
+    assert tables_of(run)["diagnostics"]["value"].tolist() == [0.5]
+
+
 def test_similarity_is_averaged_over_seeds(tmp_path: Path) -> None:
     add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight")
     keys = {

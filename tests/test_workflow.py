@@ -37,7 +37,7 @@ def plan(folder: Path, *arguments: str, **changes: object) -> tiny.Finished:
 
 def test_a_run_writes_every_table_and_a_report_that_needs_no_network(done: Path) -> None:
     tables = done / "results/tiny/tables"
-    for name in ("scores", "leaderboard", "per_task", "selection", "costs", "similarity"):
+    for name in ("scores", "leaderboard", "per_task", "selection", "costs", "similarity", "diagnostics"):
         assert len(pd.read_parquet(tables / f"{name}.parquet")) > 0
         assert (tables / f"{name}.csv").is_file() and (tables / f"{name}.md").is_file()
     html = (done / "results/tiny/report.html").read_text()

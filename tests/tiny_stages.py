@@ -100,7 +100,8 @@ class World:
 
     def fuse_job(self, folder: Path, mode: str, algorithm: str, space: str = "weight", **hyper: Any) -> Job:
         """The job that fuses all tasks' models by an algorithm, in a folder `model` and a file `selection`."""
-        output = {"model": folder / "model", "selection": folder / "selection.parquet"}
+        output = {"model": folder / "model"}
+        output |= {name: folder / f"{name}.parquet" for name in ("selection", "diagnostics")}
         fuse = self.plan.config.fuse.model_dump()
         recipe = {"space": space, "algorithm": algorithm, "grid": [hyper], "fuse": fuse}
         return self.suite_job("fusion.stages.fuse:fuse", output, mode, **recipe)

@@ -4,16 +4,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from fusion.rows import Row
 
 SIGNS = ["negative", "positive"]  # the classes of a task whose label is the sign of a score, in this order
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ArchiveRow(_Row):
+class ArchiveRow(Row):
     """A pinned file of a package index: what is read is data inside the wheel, which is never installed."""
 
     package: str = Field(min_length=1)
@@ -21,7 +19,7 @@ class ArchiveRow(_Row):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class LinesFormat(_Row):
+class LinesFormat(Row):
     """One example a line; the pattern's groups `label` and `text` say where they are."""
 
     kind: Literal["lines"]
@@ -39,7 +37,7 @@ class LinesFormat(_Row):
         return self
 
 
-class TableFormat(_Row):
+class TableFormat(Row):
     """Delimited columns under a header line.
 
     `skip_rows` are lines below the header that are not data; without `quoted`, quotation marks are text.
@@ -59,7 +57,7 @@ class TableFormat(_Row):
 Format = Annotated[LinesFormat | TableFormat, Field(discriminator="kind")]
 
 
-class SourceRow(_Row):
+class SourceRow(Row):
     """Where a task's files are: members of an archive, or files in a local folder; `all` is split by us."""
 
     archive: str | None = None
@@ -76,7 +74,7 @@ class SourceRow(_Row):
         return self
 
 
-class TaskRow(_Row):
+class TaskRow(Row):
     """A classification task: where its data is, and what its classes are called in a prompt.
 
     `classes` maps a value in the data to its words; the order is the class index. `max_examples` caps

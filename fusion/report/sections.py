@@ -14,7 +14,10 @@ from fusion.stages.score_rows import CLASSES, GROUP, by_place, of_suite
 Tables = dict[str, pd.DataFrame]
 PLACE = ["mode", "space"]
 # The leaderboard keeps its ranking within a mode, whatever the space.
-SHOWN = {"leaderboard": ["mode"], **dict.fromkeys(("per_task", "selection", "costs", "similarity"), PLACE)}
+SHOWN = {
+    "leaderboard": ["mode"],
+    **dict.fromkeys(("per_task", "selection", "costs", "similarity", "diagnostics"), PLACE),
+}
 NOT_TASKS = (*GROUP, "trained_on", "seeds", "average", "seed_std")
 ABOUT_CLASS = {
     "reference": "Reference models, not fused",
@@ -44,6 +47,7 @@ def sections(tables: Tables) -> list[dict[str, Any]]:
                 "similarity": similarity_maps(part["similarity"]) if len(part["similarity"]) else "",
                 "fine_tuning": _fine_tuning(part["costs"], tasks),
                 "fusion": _fusion(part["costs"], methods),
+                "masks": _masks(part["diagnostics"]),
             }
         )
     return found
@@ -166,4 +170,23 @@ def _fusion(costs: pd.DataFrame, methods: Sequence[str]) -> dict[str, Any]:
         most = (size(part["peak_bytes"].max(), "B"), size(part["extra_parameters"].max()))
         body.append([label(method), *(duration(seconds.get(place, np.nan)) for place in places), *most])
     head = ["Method", *(in_space(mode, space) for mode, space in places), "Peak memory", "Extra parameters"]
+    return {"head": head, "body": body}
+
+
+def _masks(diagnostics: pd.DataFrame) -> dict[str, Any] | None:
+    """Per learned mask: its density, and what it leaves of each individual model on its own task."""
+    kept = diagnostics[diagnostics["name"].isin(["density", "masked_individual_accuracy"])]
+    if kept.empty:
+        return None
+    column = kept["key"].where(kept["name"] != "density", "density")
+    wide = kept.assign(column=column).pivot_table(
+        index=["mode", "space", "method"], columns="column", values="value", sort=False
+    )
+    tasks = [name for name in wide if name != "density"]
+    head = ["Method", "Models", "Density", *(label(str(task)) for task in tasks)]
+    body = [
+        [label(row["method"]), in_space(row["mode"], row["space"]), f"{row['density']:.2f}"]
+        + [percent(row[task]) for task in tasks]
+        for row in wide.reset_index().to_dict("records")
+    ]
     return {"head": head, "body": body}

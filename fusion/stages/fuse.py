@@ -24,7 +24,7 @@ from fusion.vectors import Merged
 
 
 def fuse(job: Job) -> None:
-    """Writes the merged model to the folder output `model`, and the scores of every candidate to `selection`.
+    """Writes the merged model to output `model`, the candidates' scores to `selection`, and `diagnostics`.
 
     The folder holds the weights that differ from θ0 and recipe.json: hyper-parameters, cost and diagnostics.
     Of several candidates the one with the best mean validation accuracy is written.
@@ -57,7 +57,9 @@ def fuse(job: Job) -> None:
     with new_folder(job.output["model"]) as folder:
         save_tensors(folder / "model.safetensors", space.to_weights(merged.tensors()))
         write_json(folder / "recipe.json", recipe)
-    _write_selection(job, rows, chosen)
+    selection = [row | {"split": "val", "selected": row["hyperparameters"] == _text(chosen)} for row in rows]
+    _write_rows(job, "selection", selection)
+    _write_rows(job, "diagnostics", list(flat(recipe["diagnostics"])))
     where = f"{job.wildcards['mode']}, {settings['space']} space"
     progress(f"{job.wildcards['method']} ({where}): validation {accuracy:.3f} in {cost.seconds:.0f} s")
 
@@ -106,9 +108,8 @@ def score(
     backbone: Backbone, weights: Mapping[str, Tensor], validation: list[Scored], candidate: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """One row a task: the candidate's accuracy."""
-    text = json.dumps(candidate, sort_keys=True)
     return [
-        {"hyperparameters": text, "task": part.task, "metric": "accuracy", "n": len(part.labels)}
+        {"hyperparameters": _text(candidate), "task": part.task, "metric": "accuracy", "n": len(part.labels)}
         | {"value": part.accuracy(backbone, weights)}
         for part in validation
     ]
@@ -127,9 +128,26 @@ def masked_individuals(
     return {"masked_individual_accuracy": found}
 
 
-def _write_selection(job: Job, rows: list[dict[str, Any]], chosen: Mapping[str, Any]) -> None:
+def flat(diagnostics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a number of the nested diagnostics: its name, its place within that ('' if it is one), its value."""
+    for name, value in diagnostics.items():
+        yield from ({"name": name, "key": key, "value": number} for key, number in _leaves(value))
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if not isinstance(value, dict | list):
+        yield key, float(value)
+        return
+    for part, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{key}/{part}" if key else str(part))
+
+
+def _text(hyperparameters: Mapping[str, Any]) -> str:
+    return json.dumps(hyperparameters, sort_keys=True)
+
+
+def _write_rows(job: Job, output: str, rows: list[dict[str, Any]]) -> None:
     identity = {name: job.wildcards[name] for name in ("backbone", "mode", "space", "suite", "method")}
-    frame = pd.DataFrame([identity | {"seed": int(job.wildcards["seed"]), "split": "val"} | row for row in rows])
-    frame["selected"] = frame["hyperparameters"] == json.dumps(chosen, sort_keys=True)
-    with new_file(job.output["selection"]) as path:
+    frame = pd.DataFrame([identity | {"seed": int(job.wildcards["seed"])} | row for row in rows])
+    with new_file(job.output[output]) as path:
         frame.to_parquet(path, index=False)

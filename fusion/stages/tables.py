@@ -12,18 +12,19 @@ from fusion.job import Job
 from fusion.stages.leaderboard import make_leaderboard, read_correct
 from fusion.stages.score_rows import GROUP, SCORES, clean, ordered, place_references, suite_tasks
 
-TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity")
+TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity", "diagnostics")
 SELECTION = [
     *("backbone", "mode", "space", "suite", "method", "seed", "hyperparameters", "task", "split", "metric"),
     *("value", "n", "selected"),
 ]
+DIAGNOSTICS = ["backbone", "suite", "mode", "space", "method", "seed", "name", "key", "value"]
 SIMILARITY = ["backbone", "mode", "space", "suite", "seed", "task_a", "task_b", "cosine"]
 
 
 def make_tables(job: Job) -> None:
     """Writes every table of TABLES as {name}.parquet, .csv and .md into the folder `output.tables`.
 
-    Input: lists of parquet files scores, predictions, selection and similarity; the last two may be empty.
+    Input: lists of parquet files scores, predictions, selection, diagnostics, similarity; the last three may be empty.
     """
     scores = _read(job.paths("scores"), SCORES)
     if clean(scores, "accuracy").empty:
@@ -37,6 +38,7 @@ def make_tables(job: Job) -> None:
         "selection": make_selection(_read(job.paths("selection"), SELECTION)),
         "costs": make_costs(scores),
         "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
+        "diagnostics": make_diagnostics(job.paths("diagnostics")),
     }
     with new_folder(job.output["tables"]) as folder:
         for name in TABLES:
@@ -119,6 +121,15 @@ def make_similarity(similarity: pd.DataFrame) -> pd.DataFrame:
     return similarity.groupby(keys, as_index=False).agg(
         cosine=("cosine", "mean"), seed_std=("cosine", "std"), seeds=("seed", "nunique")
     )
+
+
+def make_diagnostics(paths: Sequence[str]) -> pd.DataFrame:
+    """What fusions say of themselves, one row a number: learned coefficients, densities of masks, entropies.
+
+    A method with nothing to say has an empty file and no row.
+    """
+    frames = [frame for path in paths if len(frame := pd.read_parquet(path))]
+    return pd.concat(frames, ignore_index=True)[DIAGNOSTICS] if frames else pd.DataFrame(columns=DIAGNOSTICS)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ rule fuse:
     output:
         model=directory(f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}"),
         selection=f"{RUN}/selection/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
+        diagnostics=f"{RUN}/diagnostics/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
     log:
         f"{RUN}/logs/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.log",
     benchmark:

@@ -3,6 +3,7 @@ rule tables:
         scores=expand(f"{RUN}/scores/{{path}}.parquet", path=evaluated()),
         predictions=expand(f"{RUN}/predictions/{{path}}.parquet", path=evaluated()),
         selection=expand(f"{RUN}/selection/{{path}}.parquet", path=fused()),
+        diagnostics=expand(f"{RUN}/diagnostics/{{path}}.parquet", path=fused()),
         similarity=similarities(),
     output:
         tables=report(

@@ -1,0 +1,142 @@
+"""The rows that describe models, modes, suites and methods; those of tasks and archives are in fusion.data.rows."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fusion.hyperparameters import algorithms, hyperparameters
+
+
+def require(names: Iterable[str], known: Iterable[str], kind: str, where: str) -> None:
+    """Nothing; ValueError with the nearest known name for one that is not known, and where to fix it."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
+            raise ValueError(f"unknown {kind} {name!r}; {hint} ({where})")
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong first in a row: where, what was got, what was expected."""
+    found = error.errors()[0]
+    where, message = ".".join(str(part) for part in found["loc"]), found["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if found["type"] == "value_error" else f"{where}: got {found['input']!r}, {message}"
+
+
+class Row(BaseModel):
+    """A row of configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            require(values, cls.model_fields, "key", "the configuration file, or the row's file in config/")
+        return values
+
+
+class WeightsSource(Row):
+    """Where pre-trained weights are: a folder in transformers format, by itself or inside an archive."""
+
+    archive: str | None = None
+    folder: str
+
+    def available(self) -> bool:
+        """An archive can be had wherever a package index can; a folder if it is there."""
+        return self.archive is not None or Path(self.folder).is_dir()
+
+
+class BackboneRow(Row):
+    """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own."""
+
+    kind: Literal["sentence_encoder"]
+    sources: list[WeightsSource] = Field(min_length=1)
+    frozen: list[str] = []
+    target_modules: list[str] = Field(min_length=1)
+    options: dict[str, Any] = {}
+
+    def source(self) -> WeightsSource:
+        """The first source that is available."""
+        found = next((source for source in self.sources if source.available()), None)
+        if found is None:
+            raise ValueError(f"none of the folders {[s.folder for s in self.sources]} exists (config/backbones.yaml)")
+        return found
+
+
+class Adapter(Row):
+    """LoRA's shape. init_lora_weights is PEFT's: true draws A and leaves B zero, false draws both."""
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    init_lora_weights: bool | Literal["gaussian"] = True
+
+
+class ModeRow(Row):
+    """A way of fine-tuning: all parameters, or an adapter, linearized or not; and where its models are merged."""
+
+    adapter: Adapter | None = None
+    linearized: bool = False
+    spaces: list[Literal["weight", "adapter"]] = ["weight"]
+
+    @model_validator(mode="after")
+    def _adapters_only(self) -> "ModeRow":
+        if self.adapter is None and (self.linearized or self.spaces != ["weight"]):
+            raise ValueError("without an adapter, `linearized` must be false and `spaces` [weight]")
+        return self
+
+
+class SuiteRow(Row):
+    """The tasks that are merged into one model."""
+
+    tasks: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "SuiteRow":
+        if twice := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+            raise ValueError(f"tasks {twice} are listed more than once; expected each task once (config/suites.yaml)")
+        return self
+
+
+class MethodRow(Row):
+    """An algorithm with its hyper-parameters; a list is a grid, from which validation data chooses.
+
+    spaces: where to merge adapters, all spaces of the mode if not given.
+    """
+
+    algorithm: str
+    hyperparameters: dict[str, Any] = {}
+    spaces: list[Literal["weight", "adapter"]] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> "MethodRow":
+        require([self.algorithm], algorithms(), "algorithm", "fusion/methods")
+        model = hyperparameters(self.algorithm)
+        require(self.hyperparameters, model.model_fields, f"hyper-parameter of {self.algorithm}", "config/methods.yaml")
+        try:
+            self.grid()
+        except ValidationError as error:
+            raise ValueError(f"{self.algorithm}: {first_error(error)} (config/methods.yaml)") from error
+        return self
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the listed values, with the defaults filled in, as the method's types: YAML reads
+        1e-3 as text."""
+        model = hyperparameters(self.algorithm)
+        rows: list[dict[str, Any]] = [{}]
+        for name, field in model.model_fields.items():
+            values = self.hyperparameters.get(name, field.default)
+            rows = [
+                {**row, name: value} for row in rows for value in (values if isinstance(values, list) else [values])
+            ]
+        found = [model(**row).model_dump() for row in rows]
+        if not found or any(row in found[:i] for i, row in enumerate(found)):
+            raise ValueError(
+                f"{self.algorithm}: expected a grid of at least one value, each once (config/methods.yaml)"
+            )
+        return found
