@@ -1,4 +1,4 @@
-# Set-up commands. `make demo` runs the main job, `make test` the checks; both install what they need.
+# `make demo` runs the main job, `make test` the checks; both install what they need. `make bench` measures.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,16 +15,17 @@ test: .venv/test lint
 	$(BIN)/pytest
 
 lint: .venv/test
-	ruff check .
-	ruff format --check .
-	snakefmt --check Snakefile workflow
-	pyright
-	snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/pyright
+	$(BIN)/snakemake --lint
 
 schema: .venv/demo
 	$(BIN)/python -c "import json; from fusion.config import schema; print(json.dumps(schema(), indent=2))" > config/schema.json
 
 bench: .venv/demo
+	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/demo.py
 
 .venv/demo: pyproject.toml

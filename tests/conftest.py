@@ -22,3 +22,8 @@ def new_world(world: World, tmp_path: Path) -> World:
     for task in TASKS:
         world.finetuned("lora", task)
     return World(Path(shutil.copytree(world.folder, tmp_path / "world")), world.plan)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
