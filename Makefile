@@ -30,6 +30,7 @@ bench: .venv/demo
 
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: torch and its like are several GB, which takes minutes"
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 

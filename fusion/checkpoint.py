@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -53,6 +54,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return str(self.path)
+
+    def only(self, names: Iterable[str]) -> "Checkpoint":
+        """The same file with these tensors alone."""
+        view = copy(self)
+        view._names = tuple(names)
+        return view
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the header alone."""

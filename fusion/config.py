@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, field_va
 
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.hyperparameters import Rate, method_class
-from fusion.rows import BackboneRow, MethodRow, ModeRow, Row, SuiteRow, first_error, require
+from fusion.rows import BackboneRow, MethodRow, ModeRow, Name, Row, SuiteRow, first_error, require
 
 ROWS = Path(__file__).parent.parent / "config"
 
@@ -77,12 +77,12 @@ class Config(Row):
 class Rows(BaseModel):
     """Every row that the run can name."""
 
-    archives: dict[str, ArchiveRow]
-    tasks: dict[str, TaskRow]
-    backbones: dict[str, BackboneRow]
-    modes: dict[str, ModeRow]
-    suites: dict[str, SuiteRow]
-    methods: dict[str, MethodRow]
+    archives: dict[Name, ArchiveRow]
+    tasks: dict[Name, TaskRow]
+    backbones: dict[Name, BackboneRow]
+    modes: dict[Name, ModeRow]
+    suites: dict[Name, SuiteRow]
+    methods: dict[Name, MethodRow]
 
 
 class Plan(BaseModel):
@@ -107,6 +107,18 @@ class Plan(BaseModel):
         """The spaces in which a method merges a mode's models."""
         wanted = self.rows.methods[method].spaces
         return [space for space in self.rows.modes[mode].spaces if wanted is None or space in wanted]
+
+    def adapt(self, method: str) -> dict[str, Any] | None:
+        """Which unlabelled inputs a method sees, in which batches; nothing for one that sees none."""
+        if self.method_class(method) != "unlabelled":
+            return None
+        settings = self.config.fuse.model_dump(include={"adapted_on", "batch_size"})
+        own = self.rows.methods[method].adapted_on
+        return settings | ({"adapted_on": own} if own else {})
+
+    def select(self) -> dict[str, Any]:
+        """How many validation examples choose from a grid, and in which batches they are scored."""
+        return {"limit": self.config.fuse.select_examples, "batch_size": self.config.evaluate.batch_size}
 
     def method_class(self, method: str) -> str:
         """data-free, unlabelled or labelled."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-STATUS = Path("/proc/self/status")
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
@@ -29,17 +29,19 @@ def measured() -> Iterator[Cost]:
     before = _reset()
     yield cost
     cost.seconds = time.monotonic() - began
-    cost.peak_bytes = -1 if before < 0 else _peak() - before
+    peak = _peak() if before >= 0 else -1
+    cost.peak_bytes = peak - before if peak >= 0 else -1
 
 
 def _reset() -> int:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    if not STATUS.is_file():
+    try:
+        CLEAR_REFS.write_text("5")  # Linux: forget the high-water mark so far
+        return _field("VmRSS")
+    except OSError:  # another system, or a container that may not
         return -1
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark so far
-    return _field("VmRSS")
 
 
 def _peak() -> int:
@@ -47,5 +49,5 @@ def _peak() -> int:
 
 
 def _field(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    lines = (line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return next((int(line.split()[1]) * 1024 for line in lines), -1)

@@ -6,11 +6,13 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+# They check the configuration; what they make of it is in a stage's params, which Snakemake compares by itself
+CHECKS = {"fusion.hyperparameters", "fusion.rows", "fusion.data.rows"}
 
 
 @cache
 def code_hash(*modules: str) -> str:
-    """A short hash of the given `fusion` modules and of every `fusion` module they import.
+    """A short hash of the given `fusion` modules and of every `fusion` module they import, but for CHECKS.
 
     Comments, docstrings and formatting do not count, so editing those makes nothing stale.
     """
@@ -46,7 +48,7 @@ def _imports(module: str) -> tuple[str, ...]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return tuple(sorted(name for name in names if _path(name)))
+    return tuple(sorted(name for name in names - CHECKS if _path(name)))
 
 
 @cache

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fusion.hyperparameters import algorithms, hyperparameters
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # of a row: it becomes a part of paths
 
 
 def require(names: Iterable[str], known: Iterable[str], kind: str, where: str) -> None:
@@ -23,8 +25,9 @@ def require(names: Iterable[str], known: Iterable[str], kind: str, where: str) -
 def first_error(error: ValidationError) -> str:
     """What is wrong first in a row: where, what was got, what was expected."""
     found = error.errors()[0]
-    where, message = ".".join(str(part) for part in found["loc"]), found["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if found["type"] == "value_error" else f"{where}: got {found['input']!r}, {message}"
+    where, message = "".join(f"{part}." for part in found["loc"]), found["msg"].removeprefix("Value error, ")
+    got = "" if found["type"] == "value_error" else f"got {found['input']!r}, "
+    return f"{where[:-1]}: {got}{message}" if where else f"{got}{message}"
 
 
 class Row(BaseModel):
@@ -50,6 +53,25 @@ class WeightsSource(Row):
         """An archive can be had wherever a package index can; a folder if it is there."""
         return self.archive is not None or Path(self.folder).is_dir()
 
+    def paths(self) -> list[str]:
+        """The local files of the model, without subfolders and hidden files; none of an archive."""
+        if self.archive is not None:
+            return []
+        files = (path for path in Path(self.folder).iterdir() if path.is_file())
+        return sorted(str(path) for path in files if not path.name.startswith("."))
+
+
+class SentenceEncoderOptions(Row):
+    """max_length: tokens a text is cut to; logit_scale: factor of the cosine similarities; overrides: values that
+    replace those of the model's config.json."""
+
+    max_length: int = Field(ge=1)
+    logit_scale: float = Field(gt=0)
+    overrides: dict[str, Any] = {}
+
+
+OPTIONS: dict[str, type[Row]] = {"sentence_encoder": SentenceEncoderOptions}
+
 
 class BackboneRow(Row):
     """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own."""
@@ -58,7 +80,17 @@ class BackboneRow(Row):
     sources: list[WeightsSource] = Field(min_length=1)
     frozen: list[str] = []
     target_modules: list[str] = Field(min_length=1)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={}, validate_default=True)
+
+    @field_validator("options")
+    @classmethod
+    def _of_its_kind(cls, options: dict[str, Any], others: ValidationInfo) -> dict[str, Any]:
+        if "kind" not in others.data:  # that is the error to report
+            return options
+        try:
+            return OPTIONS[others.data["kind"]](**options).model_dump()
+        except ValidationError as error:
+            raise ValueError(first_error(error)) from error
 
     def source(self) -> WeightsSource:
         """The first source that is available."""
@@ -106,12 +138,14 @@ class SuiteRow(Row):
 class MethodRow(Row):
     """An algorithm with its hyper-parameters; a list is a grid, from which validation data chooses.
 
-    spaces: where to merge adapters, all spaces of the mode if not given.
+    spaces: where to merge adapters, all spaces of the mode if not given. adapted_on: the split whose unlabelled
+    inputs an adaptive method sees; that of the run if not given.
     """
 
     algorithm: str
     hyperparameters: dict[str, Any] = {}
     spaces: list[Literal["weight", "adapter"]] | None = None
+    adapted_on: Literal["train", "val", "test"] | None = None
 
     @model_validator(mode="after")
     def _known(self) -> "MethodRow":

@@ -5,8 +5,10 @@ adapter  A and B as parameters, as the L-LoRA paper merges them. The product of 
          of different tasks; where A does not train (L-LoRA) there are none and both spaces are linear in B.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import Tensor
@@ -24,15 +26,22 @@ class Space:
     to_weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
-def open_space(space: str, pretrained: Path, init: Path | None, finetuned: Sequence[Path]) -> Space:
-    """The T fine-tuned models of one mode, in the space 'weight' or 'adapter'; init is None for full fine-tuning."""
+def open_space(
+    space: str, pretrained: Path, init: Path | None, finetuned: Sequence[Path], frozen: Sequence[str]
+) -> Space:
+    """The T fine-tuned models of one mode, in the space 'weight' or 'adapter'.
+
+    init is None for full fine-tuning, where all parameters train but those that a pattern of `frozen` matches.
+    ValueError names the tensor and the files if one is missing, extra, of another shape, or not finite.
+    """
     base = Checkpoint(pretrained)
     if init is None:
-        models = [Checkpoint(folder) for folder in finetuned]
-        return Space(TaskVectors({name: base[name] for name in models[0]}, models), dict)
+        trained = [name for name in base if not any(fnmatchcase(name, pattern) for pattern in frozen)]
+        return Space(TaskVectors(base.only(trained), [Checkpoint(folder) for folder in finetuned]), dict)
     start, scale = Checkpoint(init), scaling(init)
     adapters = [Checkpoint(folder) for folder in finetuned]
-    in_adapters = TaskVectors(start, adapters)  # checks names and shapes, for either space
+    in_adapters = TaskVectors(start, adapters)
+    deque(in_adapters.layers(), maxlen=0)  # reads all, and so checks all, where the file is still known
     initial = updates(start, scale)
     if space == "adapter":
         weights = {name: base[name] for name in initial}

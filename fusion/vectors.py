@@ -66,9 +66,18 @@ class TaskVectors:
             self._raise_not_finite(name)
         return Layer(name, start, taus)
 
-    def map(self, update: Callable[[Layer], Tensor], diagnostics: dict[str, Any] | None = None) -> "Merged":
-        """The model θ0 + update(layer), layer by layer; update returns the merged task vector (*shape)."""
-        return Merged(self, update, diagnostics or {})
+    def map(
+        self,
+        update: Callable[[Layer], Tensor],
+        diagnostics: dict[str, Any] | None = None,
+        scaling: float | None = None,
+    ) -> "Merged":
+        """The model θ0 + update(layer), layer by layer; update returns the merged task vector (*shape).
+
+        scaling: a factor of the whole merged task vector, where the method has one. Given here rather than
+        multiplied into `update`, it lets a grid of scalings share the work of one merge.
+        """
+        return Merged(self, update, diagnostics or {}, scaling)
 
     def count(self) -> int:
         """The number P of floating-point coordinates of one model."""
@@ -128,6 +137,7 @@ class Merged:
     vectors: TaskVectors
     update: Callable[[Layer], Tensor]
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    scaling: float | None = None
     individual: Callable[[int, Layer], Tensor] | None = None
 
     def layers(self) -> Iterator[tuple[str, Tensor]]:
@@ -135,7 +145,7 @@ class Merged:
 
         Raises ValueError naming a tensor that is not finite: the merge overflowed or diverged.
         """
-        yield from self._read(self.update)
+        yield from self._read(self._scaled)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, in memory."""
@@ -146,15 +156,20 @@ class Merged:
         found = {layer.name: self.update(layer) for layer in self.vectors.layers()}
         return replace(self, update=lambda layer: found[layer.name])
 
-    def times(self, factor: float) -> "Merged":
-        """The model whose merged task vector is `factor` times this one's."""
-        return replace(self, update=lambda layer: factor * self.update(layer))
+    def at(self, scaling: float) -> "Merged":
+        """The same model at another scaling; only where `scaling` is given."""
+        assert self.scaling is not None
+        return replace(self, scaling=scaling)
 
     def individual_tensors(self, task: int) -> dict[str, Tensor]:
         """Model `task` (0…T−1) under what was learned for all; only where `individual` is given."""
         assert self.individual is not None
         read = self.individual
         return dict(self._read(lambda layer: read(task, layer)))
+
+    def _scaled(self, layer: Layer) -> Tensor:
+        update = self.update(layer)
+        return update if self.scaling is None else self.scaling * update
 
     def _read(self, update: Callable[[Layer], Tensor]) -> Iterator[tuple[str, Tensor]]:
         layers = self.vectors.layers()

@@ -21,7 +21,7 @@ def serve(channel: Connection) -> None:
     """Runs the one Job that comes through `channel`; an exception ends in the job's log and the exit code."""
     _own_group()
     job = channel.recv()
-    _limit_threads(job.threads)
+    limit_threads(job.threads)
     redirect(job.log)
     run(job)
 
@@ -71,7 +71,7 @@ class _Relay(TextIOWrapper):
         return written
 
 
-def _limit_threads(threads: int) -> None:
+def limit_threads(threads: int) -> None:
     """Lets numerical libraries use `threads` cores: by environment, and torch directly if it is imported."""
     os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
     if torch := sys.modules.get("torch"):

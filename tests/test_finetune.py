@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from tiny_stages import World, changed
 
-from fusion.artifacts import digest, read_json
+from fusion.artifacts import read_json
 from fusion.backbones.sentence_encoder import Batch, SentenceEncoder
 from fusion.checkpoint import Checkpoint
 from fusion.data.tasks import TaskData
 from fusion.job import Job, run
 from fusion.modes import attach, freeze
-from fusion.stages.finetune import schedule, train
+from fusion.stages.finetune import _keep, _restore, identity, schedule, train
 
 FILES = ("model.safetensors", "adapter_model.safetensors")
 RUN = "import json, sys; from fusion.job import Job, run; run(Job(**json.loads(sys.argv[1])))"
@@ -59,9 +60,9 @@ def interrupt(world: World, job: Job, at: int) -> None:
     trained = freeze(backbone.module, settings["mode"]["frozen"])
     trained = attach(backbone.module, settings["mode"], init) if init else trained
     head, data = Checkpoint(job.input["head"])["weight"], TaskData(Path(job.input["data"]))
-    identity = digest({"settings": settings, "code": job.params["code"]})
+    recipe, seed = settings["finetune"], settings["seed"]
     with pytest.raises(Interrupted):
-        train(backbone, trained, head, data, settings["finetune"], settings["seed"], resume_file(job), "", identity)
+        train(backbone, trained, head, data, recipe, seed, resume_file(job), "", identity(job))
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "l_lora", "l_lora_both", "lora_dropout"])
@@ -207,3 +208,31 @@ def test_a_finished_model_says_how_it_was_trained(world: World) -> None:
     assert facts["trained_parameters"] == 4 * (4 * 32 + 32 * 4)
     assert facts["precision"] in ("float32", "bfloat16")
     assert facts["seconds"] > 0
+
+
+def test_a_checkpoint_keeps_apart_tensors_whose_names_end_alike(tmp_path: Path) -> None:
+    def parameters() -> dict[str, torch.nn.Parameter]:
+        values = {"norm.weight": [1.0, 2.0], "blocks.0.norm.weight": [3.0, 4.0]}
+        return {name: torch.nn.Parameter(torch.tensor(value)) for name, value in values.items()}
+
+    trained, again, path = parameters(), parameters(), tmp_path / "resume.safetensors"
+    optimizer, other = torch.optim.AdamW(trained.values()), torch.optim.AdamW(again.values())
+    for step in (1, 2):
+        for parameter in trained.values():
+            parameter.grad = step * torch.ones_like(parameter)
+        optimizer.step()
+        _keep(path, "run", trained, optimizer, step, 0.0, [0.0] * step)
+        assert _restore(path, "run", again, other)[0] == step
+        for name, parameter in trained.items():
+            assert torch.equal(parameter, again[name])
+            assert optimizer.state[parameter].keys() == other.state[again[name]].keys()
+            assert all(v.equal(other.state[again[name]][key]) for key, v in optimizer.state[parameter].items())
+
+
+def test_a_resumable_run_is_told_by_its_data_head_and_start(new_world: World) -> None:
+    job = new_world.finetune_job("lora", "food", new_world.folder / "model")
+    seen = {identity(job)}
+    for name, other in {"data": new_world.data("animals"), "head": new_world.head("animals")}.items():
+        seen.add(identity(replace(job, input=job.input | {name: str(other)})))
+    seen.add(identity(replace(job, input=job.input | {"init": [str(new_world.init("lora_both"))]})))
+    assert len(seen) == 4

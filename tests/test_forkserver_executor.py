@@ -221,6 +221,8 @@ def test_the_stock_local_executor_gives_the_same_outputs_and_logs(finished: tupl
     assert "» describing a\n" in run.stdout and "a detail" not in run.stdout
     for name in ("facts/a.json", "logs/describe/a.log"):
         assert (workflow / name).read_bytes() == (finished[0] / name).read_bytes()
+    process = json.loads((workflow / "process/a.json").read_text())
+    assert process["OMP_NUM_THREADS"] == "2", "it keeps to its threads as under the fork server"
 
 
 @pytest.mark.slow

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny_stages import World, changed
+import torch
+from safetensors.torch import load_file
+from tiny_stages import TASKS, World, changed
 
 from fusion.artifacts import read_json
 from fusion.checkpoint import Checkpoint
 from fusion.job import run
+from fusion.rows import MethodRow
 from fusion.stages.fuse import flat
 
 
@@ -25,7 +28,8 @@ def test_diagnostics_become_one_row_a_number() -> None:
 
 def fuse(world: World, folder: Path, algorithm: str, grid: list[dict], mode: str = "full") -> pd.DataFrame:
     """The selection table of a fusion in `folder`."""
-    run(changed(world.fuse_job(folder, mode, algorithm), grid=grid))
+    whole = [row for hyper in grid for row in MethodRow(algorithm=algorithm, hyperparameters=hyper).grid()]
+    run(changed(world.fuse_job(folder, mode, algorithm), grid=whole))
     return pd.read_parquet(folder / "selection.parquet")
 
 
@@ -52,3 +56,30 @@ def test_a_learned_mask_reports_its_density_and_what_it_leaves_of_each_model(wor
     assert len(rows[rows["name"] == "density_by_layer"]) == 4  # query and value of two layers
     accuracies = rows[rows["name"] == "masked_individual_accuracy"]
     assert len(accuracies) == 3 and accuracies["value"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("algorithm", ["adamerging", "concrete"])
+def test_an_adaptive_candidate_does_not_depend_on_those_before_it(world: World, tmp_path: Path, algorithm: str) -> None:
+    hyper = {"steps": 2, "lr": 0.1} | ({"adapt_steps": 1} if algorithm == "concrete" else {})
+    grid = [hyper | {"scaling": value} for value in (0.3, 0.4)]
+    for name, candidates in {"both": grid, "last": grid[1:]}.items():
+        fuse(world, tmp_path / name, algorithm, candidates, mode="lora")
+    rows = [pd.read_parquet(tmp_path / name / "selection.parquet") for name in ("both", "last")]
+    assert rows[0]["value"][3:].tolist() == rows[1]["value"].tolist()
+
+
+def test_adaptation_reports_the_entropy_it_started_from_and_the_one_it_reached(world: World, tmp_path: Path) -> None:
+    run(world.fuse_job(tmp_path, "lora", "adamerging", steps=20, lr=0.05))
+    found = read_json(tmp_path / "model/recipe.json")["diagnostics"]
+    assert 0 < found["entropy_after"] < found["entropy_before"]
+
+
+def test_a_written_model_is_the_one_that_the_chosen_hyperparameters_make(world: World, tmp_path: Path) -> None:
+    grid = [{"scaling": scaling} for scaling in (0.0, 0.5)]
+    run(changed(world.fuse_job(tmp_path, "full", "task_arithmetic"), grid=grid))
+    chosen = read_json(tmp_path / "model/recipe.json")["hyperparameters"]["scaling"]
+    base, found = Checkpoint(world.model), load_file(tmp_path / "model/model.safetensors")
+    models = [Checkpoint(world.finetuned("full", task)) for task in TASKS]
+    for name, tensor in found.items():
+        total = sum((model[name] - base[name] for model in models), torch.zeros_like(base[name]))
+        torch.testing.assert_close(tensor, base[name] + chosen * total)

@@ -81,7 +81,7 @@ SCALED = [(name, hyper) for name, hyper in variants() if "scaling" in hyperparam
 def test_scaling_multiplies_the_merged_task_vector_of_a_data_free_method(algorithm, hyper, shapes, tasks, seed) -> None:
     vectors = TaskVectors(*random_models(shapes, tasks, seed))
     direct = merge(algorithm, vectors, **hyper, scaling=0.6)
-    assert_close(merge(algorithm, vectors, **hyper, scaling=1.0).held().times(0.6).tensors(), direct.tensors())
+    assert_close(merge(algorithm, vectors, **hyper, scaling=1.0).held().at(0.6).tensors(), direct.tensors())
 
 
 @each_variant

@@ -210,7 +210,7 @@ def adapters(world: World, folder: Path, exact: bool) -> tuple[Path, list[Path]]
 @pytest.mark.parametrize("exact", [True, False])
 def test_l_lora_task_vectors_add_up_in_weight_space(world: World, tmp_path: Path, exact: bool) -> None:
     init, folders = adapters(world, tmp_path, exact)
-    found = list(open_space("weight", world.model, init, folders).vectors.layers())
+    found = list(open_space("weight", world.model, init, folders, world.frozen).vectors.layers())
     assert len(found) == 4
     for layer in found:
         one, two, total = layer.taus

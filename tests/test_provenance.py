@@ -113,6 +113,18 @@ def test_a_new_module_makes_nothing_stale_until_it_is_imported(package: Path) ->
     assert stale(package) == {"fusion.methods.my_own"}
 
 
+def test_a_new_algorithm_makes_no_other_stale(package: Path) -> None:
+    text = (package / "methods/ties.py").read_text(encoding="utf-8")
+    (package / "methods/sties.py").write_text(text.replace("def ties(", "def sties("), encoding="utf-8")
+    assert stale(package) == {"fusion.methods.sties"}
+
+
+@pytest.mark.parametrize("path", ["hyperparameters.py", "rows.py", "data/rows.py"])
+def test_an_edit_of_what_checks_the_configuration_makes_no_stage_stale(package: Path, path: str) -> None:
+    edit(package / path)
+    assert stale(package) == {f"fusion.{path.removesuffix('.py').replace('/', '.')}"}
+
+
 def test_a_hash_of_several_modules_is_that_of_all_they_import(package: Path) -> None:
     read = provenance(package).code_hash
     one = read("fusion.stages.fuse", "fusion.methods.ties")

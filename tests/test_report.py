@@ -1,6 +1,8 @@
 """The report: it opens offline, shows every row, and its sentences carry the right numbers."""
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -10,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from example_scores import add_failure, add_model, add_run, first, tables_job, write
+from example_scores import add_entropies, add_failure, add_model, add_run, first, tables_job, write
 
 from fusion.job import Job
-from fusion.report.labels import duration, label, percent, points, size
-from fusion.report.sections import method_order, words
+from fusion.report.sections import described, method_order
 from fusion.stages.report import make_report
-from fusion.stages.summary import findings
 from fusion.stages.tables import TABLES, make_tables
+from fusion.tables.labels import duration, label, percent, points, size
+from fusion.tables.summary import findings
+
+DOCS_FIGURES = str(Path(__file__).parents[1] / "docs" / "figures.py")
 
 
 def report_of(folder: Path, title: str = "A title") -> tuple[str, str]:
@@ -42,9 +46,7 @@ def add_pair(folder: Path, mode: str = "full", **merged: np.ndarray) -> None:
         right = {t: first(80 if t == task else 30, 100) for t in ("a", "b")}
         add_model(folder, "individual", right, mode=mode, trained_on=task, entropy=0.2)
     for method, right in merged.items():
-        entropy = 0.5 if method == "task_arithmetic" else 0.3
-        space = {"mode": mode, "space": "weight", "entropy": entropy}
-        add_model(folder, method, {"a": right, "b": right}, **space)
+        add_model(folder, method, {"a": right, "b": right}, mode=mode, space="weight")
 
 
 class Balance(HTMLParser):
@@ -70,10 +72,17 @@ class Balance(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of plausible size with its tables and its report."""
     folder = tmp_path_factory.mktemp("run")
     add_run(folder)
-    return report_of(folder, "Text tasks <&> one model")[0]
+    report_of(folder, "Text tasks <&> one model")
+    return folder
+
+
+@pytest.fixture
+def page(run: Path) -> str:
+    return (run / "report.html").read_text()
 
 
 def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
@@ -163,7 +172,6 @@ def test_summary_compares_individual_merged_and_pretrained_models(tmp_path: Path
     assert "+20.0 points against the pre-trained model, −20.0 against the individual models" in text
     assert "the best unlabelled method on test is AdaMerging (weight space) with 70.0 %" in text
     assert "1 of 3 fused models do not beat the pre-trained model on average" in text
-    assert "task arithmetic 0.500 nats; AdaMerging 0.300" in text
     assert "not scored on val" in text
     assert sentences(tmp_path, warnings=True) == []
 
@@ -189,12 +197,39 @@ def test_warning_when_a_merged_model_is_above_its_individual_models(tmp_path: Pa
     assert "TIES (weight space) (81.0 %) is above the individual models (80.0 %)" in warning
 
 
-def test_warning_when_an_adaptive_method_did_not_lower_the_entropy(tmp_path: Path) -> None:
-    add_pair(tmp_path, task_arithmetic=first(60, 100))
-    right = {"a": first(60, 100), "b": first(60, 100)}
-    add_model(tmp_path, "adamerging", right, space="weight", entropy=0.6)
+def test_summary_says_entropy_before_and_after_adaptation_as_the_mean_over_seeds(tmp_path: Path) -> None:
+    add_pair(tmp_path, ties=first(50, 100), adamerging=first(60, 100), concrete_task_arithmetic=first(55, 100))
+    add_entropies(tmp_path, "adamerging", [(0.80, 0.62), (0.82, 0.58)])
+    add_entropies(tmp_path, "concrete_task_arithmetic", [(0.9, 0.7)])
+    add_entropies(tmp_path, "ties", [(0.1, 0.2)])  # adapts to nothing
+    start = "Full fine-tuning (weight space): entropy on validation inputs before and after adaptation: "
+    (text,) = [text for text in sentences(tmp_path, warnings=False) if text.startswith(start)]
+    assert text == start + "AdaMerging 0.810 → 0.600, Concrete task arithmetic 0.900 → 0.700 (nats)."
+    assert sentences(tmp_path, warnings=True) == []
+
+
+def test_summary_says_entropies_per_mode_and_space(tmp_path: Path) -> None:
+    for mode, space in (("lora", "weight"), ("lora", "adapter"), ("full", "weight")):
+        add_model(tmp_path, "adamerging", {"a": first(6, 10)}, mode=mode, space=space)
+        add_entropies(tmp_path, "adamerging", [(0.8, 0.6)], mode=mode, space=space)
+    found = [text for text in sentences(tmp_path, warnings=False) if "entropy" in text]
+    places = [text.split(":")[0] for text in found]
+    assert places == ["Full fine-tuning (weight space)", "LoRA (weight space)", "LoRA (adapter space)"]
+
+
+@pytest.mark.parametrize("after", [0.5, 0.6, float("nan")])
+def test_warning_when_adaptation_did_not_lower_the_entropy(tmp_path: Path, after: float) -> None:
+    add_pair(tmp_path, adamerging=first(60, 100))
+    add_entropies(tmp_path, "adamerging", [(0.5, after)])
     (warning,) = sentences(tmp_path, warnings=True)
-    assert "AdaMerging (0.600 nats) is not below that of task arithmetic (0.500 nats)" in warning
+    assert f"adaptation did not lower the entropy: AdaMerging 0.500 → {after:.3f} (nats)" in warning
+
+
+def test_nothing_is_said_of_entropy_without_rows_about_it(tmp_path: Path) -> None:
+    add_pair(tmp_path, adamerging=first(60, 100), task_arithmetic=first(60, 100))
+    page, text = report_of(tmp_path)
+    assert "before and after adaptation" not in page + text
+    assert "No warnings" in page and "than task arithmetic" not in page
 
 
 @pytest.mark.parametrize(("on_val", "warned"), [(78, False), (55, True)])
@@ -227,9 +262,49 @@ def test_method_order_is_by_class_and_then_by_mean_accuracy() -> None:
 
 
 def test_hyperparameters_are_said_in_words_and_seeds_that_differ_are_both_said() -> None:
-    assert words('{"density": 0.2, "scaling": 1.0}') == "density 0.2, scaling 1.0"
-    assert words('{"seed 0": {"k": 2, "scaling": 0.3}, "seed 1": {"k": 2, "scaling": 0.4}}') == "k 2, scaling 0.3 / 0.4"
-    assert words("{}") == words("") == ""
+    assert described('{"density": 0.2, "scaling": 1.0}') == ["density 0.2", "scaling 1.0"]
+    by_seed = '{"seed 0": {"k": 2, "scaling": 0.3}, "seed 1": {"k": 2, "scaling": 0.4}}'
+    assert described(by_seed) == ["k 2", "scaling 0.3 / 0.4"]
+    assert described("{}") == described("") == []
+
+
+def test_more_than_four_settings_are_folded_away(tmp_path: Path) -> None:
+    add_pair(tmp_path)
+    for method, count in (("ties", 4), ("adamerging", 11)):
+        values = json.dumps({f"option_{i}": i for i in range(count)})
+        add_model(tmp_path, method, {"a": first(5, 10)}, space="weight", hyperparameters=values, suite="single")
+    page = report_of(tmp_path)[0]
+    folded = re.findall(r"<details><summary>(.*?)</summary>(.*?)</details>", page)
+    assert folded == [("11 settings", ", ".join(f"option {i} {i}" for i in range(11)))]
+    assert '<td class="settings">option 0 0, option 1 1, option 2 2, option 3 3</td>' in page
+
+
+def test_the_page_says_what_its_fusion_times_leave_out(page: str) -> None:
+    assert "merging alone; the search of a grid with its scoring is in tables/costs" in page
+
+
+def test_readme_figures_are_readable_on_any_page(run: Path, tmp_path: Path) -> None:
+    runpy.run_path(DOCS_FIGURES)["write_demo"](run / "tables", tmp_path / "demo")
+    figures = {path.name: path.read_text() for path in (tmp_path / "demo").glob("*.svg")}
+    assert set(figures) == {*(f"heat_map_{mode}.svg" for mode in ("full", "lora", "l_lora")), "selection.svg"}
+    for figure in figures.values():
+        background = ET.fromstring(figure)[0]
+        assert background.tag.endswith("rect") and background.get("fill") == "#ffffff"
+        assert "currentColor" not in figure
+    lines = (tmp_path / "demo" / "leaderboard.md").read_text().splitlines()
+    assert lines[0] == "| mode | space | class | method | accuracy, % | normalized, % |"
+    assert len(lines) == 2 + len(pd.read_parquet(run / "tables" / "leaderboard.parquet"))
+    assert any("could not run: needs two-dimensional tensors" in line for line in lines)
+    (row,) = [line for line in lines if line.startswith("| LoRA | adapter | data-free | TIES |")]
+    assert re.search(r"\| \d\d\.\d ± \d\.\d \| \d\d\.\d \|$", row)
+
+
+def test_readme_figures_of_several_suites_are_refused(tmp_path: Path) -> None:
+    for suite in ("one", "two"):
+        add_model(tmp_path, "ties", {"a": first(5, 10)}, space="weight", suite=suite)
+    make_tables(tables_job(tmp_path))
+    with pytest.raises(ValueError, match="got 2 pairs of backbone and suite, expected the one"):
+        runpy.run_path(DOCS_FIGURES)["write_demo"](tmp_path / "tables", tmp_path / "demo")
 
 
 def test_labels_read_as_papers_spell_them() -> None:

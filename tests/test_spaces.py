@@ -1,5 +1,7 @@
 """Weight space and adapter space: the coordinates that methods see, and the weights they read as."""
 
+import shutil
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ RNG = Generator()
 
 def merged(world: World, mode: str, space: str, tasks: list[str], scaling: float | None = None) -> dict[str, Tensor]:
     """The weights of the average, or with a scaling of task arithmetic."""
-    opened = open_space(space, world.model, world.init(mode), [world.finetuned(mode, task) for task in tasks])
+    opened = open_space(
+        space, world.model, world.init(mode), [world.finetuned(mode, task) for task in tasks], world.frozen
+    )
     if scaling is None:
         return opened.to_weights(simple_average(opened.vectors, rng=RNG).tensors())
     return opened.to_weights(task_arithmetic(opened.vectors, rng=RNG, scaling=scaling).tensors())
@@ -77,7 +81,7 @@ def test_the_average_of_lora_in_adapter_space_has_cross_terms_and_in_weight_spac
 
 
 def test_weight_space_of_full_fine_tuning_leaves_frozen_parameters_out(world: World) -> None:
-    opened = open_space("weight", world.model, None, [world.finetuned("full", task) for task in TASKS])
+    opened = open_space("weight", world.model, None, [world.finetuned("full", task) for task in TASKS], world.frozen)
     names = [layer.name for layer in opened.vectors.layers()]
     assert set(names) == set(Checkpoint(world.finetuned("full", "food")))
     assert "embeddings.word_embeddings.weight" not in names
@@ -86,14 +90,16 @@ def test_weight_space_of_full_fine_tuning_leaves_frozen_parameters_out(world: Wo
 
 @pytest.mark.parametrize(("space", "count"), [("weight", 4), ("adapter", 8)])
 def test_adapters_change_nothing_but_the_adapted_matrices(world: World, space: str, count: int) -> None:
-    opened = open_space(space, world.model, world.init("lora"), [world.finetuned("lora", task) for task in TASKS])
+    opened = open_space(
+        space, world.model, world.init("lora"), [world.finetuned("lora", task) for task in TASKS], world.frozen
+    )
     vectors = list(opened.vectors.layers())
     assert len(vectors) == count
     assert len(opened.to_weights({layer.name: layer.pretrained for layer in vectors})) == 4
 
 
 def test_adapter_space_is_differentiable_in_its_parameters(world: World) -> None:
-    opened = open_space("adapter", world.model, world.init("lora"), [world.finetuned("lora", "food")])
+    opened = open_space("adapter", world.model, world.init("lora"), [world.finetuned("lora", "food")], world.frozen)
     params = {layer.name: (layer.pretrained + layer.taus[0]).requires_grad_() for layer in opened.vectors.layers()}
     sum(weight.sum() for weight in opened.to_weights(params).values()).backward()
     assert all(tensor.grad is not None and tensor.grad.any() for tensor in params.values())
@@ -116,9 +122,39 @@ def test_an_adapter_of_another_rank_is_an_error_that_names_tensor_and_files(worl
     save_adapter(tmp_path, {n: t[:2] if "lora_A" in n else t[:, :2] for n, t in state.items()},
                  lora_config(world.plan.mode("tiny", "lora")["adapter"]))  # fmt: skip
     with pytest.raises(ValueError, match=r"lora_A.weight': got shape \(2, 32\) in .*expected \(4, 32\) as in .*init"):
-        open_space("weight", world.model, world.init("lora"), [world.finetuned("lora", "food"), tmp_path])
+        open_space("weight", world.model, world.init("lora"), [world.finetuned("lora", "food"), tmp_path], world.frozen)
 
 
 def test_a_folder_without_a_model_is_an_error(world: World, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got 0 of the files .* expected exactly one"):
         read_weights(world.model, tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "shape", "nan"])
+def test_a_faulty_model_is_named_with_its_tensor_before_anything_is_merged(
+    world: World, tmp_path: Path, fault: str
+) -> None:
+    tensors, name = dict(Checkpoint(world.finetuned("full", "food"))), "encoder.layer.0.output.dense.bias"
+    change = {"shape": torch.zeros(3), "nan": torch.full_like(tensors[name], torch.nan), "extra": tensors[name]}
+    if fault == "missing":
+        del tensors[name]
+    else:
+        name = "another" if fault == "extra" else name
+        tensors[name] = change[fault]
+    save_tensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=name) as error:
+        deque(open_space("weight", world.model, None, [tmp_path], world.frozen).vectors.layers(), maxlen=0)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("space", ["weight", "adapter"])
+def test_an_adapter_with_nan_is_named_with_its_tensor(world: World, tmp_path: Path, space: str) -> None:
+    source = world.finetuned("lora", "food")
+    tensors = dict(Checkpoint(source))
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    shutil.copytree(source, tmp_path / "adapter")
+    save_tensors(tmp_path / "adapter/adapter_model.safetensors", tensors)
+    with pytest.raises(ValueError, match=name) as error:
+        open_space(space, world.model, world.init("lora"), [tmp_path / "adapter"], world.frozen)
+    assert str(tmp_path) in str(error.value)

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from example_scores import add_failure, add_model, add_run, first, tables_job, write
 
-from fusion.stages.leaderboard import COLUMNS
-from fusion.stages.score_rows import GROUP
 from fusion.stages.tables import TABLES, make_tables, markdown
 from fusion.statistics import difference_z, percentile_interval, resampled_means, wilson
+from fusion.tables.leaderboard import COLUMNS
+from fusion.tables.score_rows import GROUP
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def run(tmp_path: Path) -> Path:
         add_model(tmp_path, "individual", {"a": first(3, 10), "b": first(16, 20)}, trained_on="b", **own)
     merged = {"space": "weight", "selected_on": "val"}
     for seed, (a, b) in enumerate([(8, 12), (6, 16)]):
-        chosen = {"hyperparameters": f'{{"scaling": 0.{seed + 3}}}', "fuse_seconds": 2.0 + seed}
+        chosen = {"hyperparameters": f'{{"scaling": 0.{seed + 3}}}'}
+        chosen |= {"fuse_seconds": 2.0 + seed, "select_seconds": 20.0 + seed}
         add_model(tmp_path, "task_arithmetic", {"a": first(a, 10), "b": first(b, 20)}, seed=seed, **chosen, **merged)
     add_model(tmp_path, "adamerging", {"a": first(9, 10), "b": first(15, 20)}, space="weight", adapted_on="val")
     add_failure(tmp_path, "tsv_m", "only one-dimensional tensors", space="weight")
@@ -152,11 +153,9 @@ def test_selection_curves_average_tasks_and_seeds_and_count_the_seeds_that_chose
 def test_costs_hold_fine_tuning_per_task_and_fusion_per_method(run: Path) -> None:
     costs = tables_of(run)["costs"].set_index(["step", "method", "task"])
     assert costs.loc[("finetune", "individual", "a"), "seconds"] == 30.5
-    assert costs.loc[("fuse", "task_arithmetic", ""), ["seconds", "seeds", "peak_bytes"]].tolist() == [
-        2.5,
-        2,
-        1000,
-    ]
+    fused = costs.loc[("fuse", "task_arithmetic", "")]
+    assert fused[["seconds", "select_seconds", "seeds", "peak_bytes"]].tolist() == [2.5, 20.5, 2, 1000]
+    assert math.isnan(costs.loc[("finetune", "individual", "a"), "select_seconds"])
     assert "pretrained" not in costs.index.get_level_values("method")
 
 

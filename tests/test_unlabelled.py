@@ -1,6 +1,5 @@
 """Adaptive methods see no labels, and no test inputs unless they are told to."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +9,16 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, load_from_disk
-from safetensors.torch import load_file
 from tiny_stages import TASKS, World, changed
 from torch import Tensor
 
 from fusion.artifacts import read_json
 from fusion.checkpoint import Checkpoint
-from fusion.data.suites import Suite
 from fusion.data.tasks import TaskData
 from fusion.job import run
 from fusion.spaces import open_space
-from fusion.stages.fuse import merge, total_entropy
+from fusion.stages.fuse import merge
+from fusion.suites import Suite
 
 ADAPTIVE = {
     "adamerging": {"steps": 2},
@@ -52,10 +50,10 @@ def adapt(
 ) -> dict[str, Tensor]:
     """The model that an adaptive method merges, with the entropy on these data as its objective."""
     suite, finetuned = Suite(TASKS, list(data), heads(world)), [world.finetuned("lora", task) for task in TASKS]
-    space = open_space("weight", world.model, world.init("lora"), finetuned)
-    settings = world.plan.config.fuse.model_dump() | fuse
-    objective = total_entropy(world.backbone(), suite, space, settings, seed=0)
-    return merge(space, algorithm, ADAPTIVE[algorithm] | {"granularity": granularity}, objective, seed=0).tensors()
+    space = open_space("weight", world.model, world.init("lora"), finetuned, world.frozen)
+    adapt = {"adapted_on": "val", "batch_size": 4} | fuse
+    settings, hyper = {"algorithm": algorithm, "adapt": adapt, "seed": 0}, {"granularity": granularity}
+    return merge(space, settings, ADAPTIVE[algorithm] | hyper, world.backbone(), suite).tensors()
 
 
 @pytest.mark.parametrize("granularity", ["task", "layer"])
@@ -124,7 +122,7 @@ def test_a_whole_fusion_reads_nothing_of_the_test_split(new_world: World, algori
     run(job)
     recipe = read_json(new_world.folder / "fused/model/recipe.json")
     assert recipe["adapted_on"] == ("val" if algorithm in ADAPTIVE else "")
-    on_test = changed(job, fuse=job.params["settings"]["fuse"] | {"adapted_on": "test"})
+    on_test = changed(job, adapt={"adapted_on": "test", "batch_size": 4})
     if algorithm in ADAPTIVE:
         with pytest.raises(FileNotFoundError):
             run(on_test)
@@ -132,30 +130,5 @@ def test_a_whole_fusion_reads_nothing_of_the_test_split(new_world: World, algori
 
 def test_a_model_adapted_on_test_inputs_says_so(world: World, tmp_path: Path) -> None:
     job = world.fuse_job(tmp_path, "lora", "adamerging", **ADAPTIVE["adamerging"])
-    run(changed(job, fuse=job.params["settings"]["fuse"] | {"adapted_on": "test"}))
+    run(changed(job, adapt={"adapted_on": "test", "batch_size": 4}))
     assert read_json(tmp_path / "model/recipe.json")["adapted_on"] == "test"
-
-
-def test_a_grid_is_chosen_by_validation_accuracy_and_its_whole_curve_kept(world: World, tmp_path: Path) -> None:
-    grid = [{"scaling": scaling} for scaling in (0.0, 0.3, 1.0, 10.0)]
-    run(changed(world.fuse_job(tmp_path, "full", "task_arithmetic"), grid=grid))
-    recipe, curve = read_json(tmp_path / "model/recipe.json"), pd.read_parquet(tmp_path / "selection.parquet")
-    means = curve.groupby("hyperparameters", sort=False)["value"].mean()
-    assert [json.loads(text) for text in means.index] == grid
-    assert recipe["hyperparameters"] == json.loads(str(means.idxmax()))
-    assert recipe["selected_on"] == "val"
-    assert recipe["adapted_on"] == ""
-    chosen = curve[curve["selected"]]
-    assert set(chosen["task"]) == set(TASKS)
-    assert set(chosen["hyperparameters"]) == {means.idxmax()}
-
-
-def test_a_written_model_is_the_one_that_the_chosen_hyperparameters_make(world: World, tmp_path: Path) -> None:
-    grid = [{"scaling": scaling} for scaling in (0.0, 0.5)]
-    run(changed(world.fuse_job(tmp_path, "full", "task_arithmetic"), grid=grid))
-    chosen = read_json(tmp_path / "model/recipe.json")["hyperparameters"]["scaling"]
-    base, found = Checkpoint(world.model), load_file(tmp_path / "model/model.safetensors")
-    models = [Checkpoint(world.finetuned("full", task)) for task in TASKS]
-    for name, tensor in found.items():
-        total = sum((model[name] - base[name] for model in models), torch.zeros_like(base[name]))
-        torch.testing.assert_close(tensor, base[name] + chosen * total)

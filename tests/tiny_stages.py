@@ -8,8 +8,10 @@ import tiny
 
 from fusion.backbones import Backbone, open_backbone
 from fusion.config import Plan, read
+from fusion.hyperparameters import method_class
 from fusion.job import Job, run
 from fusion.modes import attach, freeze
+from fusion.rows import MethodRow
 
 TASKS = list(tiny.TASKS)
 BOTH = {"r": 4, "alpha": 8, "init_lora_weights": False}  # draws A0 and B0
@@ -65,6 +67,11 @@ class World:
         return backbone, attach(backbone.module, row, init) if init else trained
 
     @property
+    def frozen(self) -> list[str]:
+        """The patterns of what no mode trains."""
+        return self.plan.rows.backbones["tiny"].frozen
+
+    @property
     def backbone_row(self) -> dict[str, Any]:
         """What stages need of the backbone's row."""
         return self.plan.rows.backbones["tiny"].model_dump(include={"kind", "options"})
@@ -102,8 +109,11 @@ class World:
         """The job that fuses all tasks' models by an algorithm, in a folder `model` and a file `selection`."""
         output = {"model": folder / "model"}
         output |= {name: folder / f"{name}.parquet" for name in ("selection", "diagnostics")}
-        fuse = self.plan.config.fuse.model_dump()
-        recipe = {"space": space, "algorithm": algorithm, "grid": [hyper], "fuse": fuse}
+        adaptive = method_class(algorithm) == "unlabelled"
+        grid = MethodRow(algorithm=algorithm, hyperparameters=hyper).grid()
+        recipe = {"space": space, "algorithm": algorithm, "grid": grid, "frozen": self.frozen}
+        recipe |= {"adapt": {"adapted_on": "val", "batch_size": 4} if adaptive else None}
+        recipe |= {"select": {"limit": 20, "batch_size": 8}}
         return self.suite_job("fusion.stages.fuse:fuse", output, mode, **recipe)
 
 

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fusion import artifacts
@@ -41,13 +43,20 @@ def verify(path: Path, sha256: str) -> None:
 
 def read_member(archive: Path, member: str) -> bytes:
     """The bytes of one file in the archive; ValueError if it is not there or the archive is damaged."""
+    with opened(archive) as zipped:
+        if member not in (names := zipped.namelist()):
+            near = difflib.get_close_matches(member, names, n=3)
+            raise ValueError(f"no member {member!r} in {archive}; the nearest are {near}")
+        return zipped.read(member)
+
+
+@contextmanager
+def opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive to read from; ValueError as soon as what is read turns out to be damaged."""
     try:
-        with zipfile.ZipFile(archive) as opened:
-            if member not in (names := opened.namelist()):
-                near = difflib.get_close_matches(member, names, n=3)
-                raise ValueError(f"no member {member!r} in {archive}; the nearest are {near}")
-            return opened.read(member)
-    except (zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(archive) as zipped:
+            yield zipped
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{archive} is cut short or damaged ({error}); delete it and run again") from error
 
 

@@ -73,6 +73,10 @@ class SourceRow(Row):
             raise ValueError(f"files {sorted(self.files)}: expected `all`, or `train` and `test` (and `val`)")
         return self
 
+    def paths(self) -> list[str]:
+        """The local files that are read; none of an archive."""
+        return [f"{self.folder}/{file}" for file in self.files.values()] if self.folder else []
+
 
 class TaskRow(Row):
     """A classification task: where its data is, and what its classes are called in a prompt.

@@ -49,7 +49,8 @@ def concrete(
     granularity: 'none' is Concrete task arithmetic (λ stays at `scaling`), 'task' and 'layer' are Concrete
     AdaMerging. inner_optimizer 'adam' with inner_lr 1 is what the authors ran: it moves every λ by ±1, which the
     clamp to [0, 1] then makes 0 or 1. meta_gradient 'second_order' differentiates the outer loss through the
-    inner step; 'first_order', the authors' code, takes λ' for a constant. evaluation_mask: one soft random draw
+    inner step, which says something of 'sgd' alone (Adam's first step is a sign, flat almost everywhere);
+    'first_order', the authors' code, takes λ' for a constant. evaluation_mask: one soft random draw
     (the authors' code), σ(x) (the expected binary mask), or 1[x > 0].
     """
     layers = list(taus.layers())

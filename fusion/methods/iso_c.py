@@ -19,9 +19,9 @@ def iso_c(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
 
     def update(layer: Layer) -> Tensor:
         is_matrix = layer.pretrained.dim() == 2
-        return scaling * (flatten_spectrum(layer.taus.sum(0)) if is_matrix else layer.taus.mean(0))
+        return flatten_spectrum(layer.taus.sum(0)) if is_matrix else layer.taus.mean(0)
 
-    return taus.map(update)
+    return taus.map(update, scaling=scaling)
 
 
 def flatten_spectrum(matrix: Tensor) -> Tensor:

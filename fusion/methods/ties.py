@@ -29,15 +29,16 @@ def ties(
 
     density: fraction of coordinates kept per task, of the whole model (scope 'global', as in the paper) or of
     every tensor by itself ('layer', as other implementations do). aggregation: how the coordinates that agree
-    with the elected sign are joined; with 'sum' a scaling near 0.3 is usual.
+    with the elected sign are joined; with 'sum' a scaling near 0.3 is usual. Coordinates of the same magnitude
+    as the last one kept are kept too.
     """
     thresholds = taus.magnitude_thresholds(density) if scope == "global" else None
 
     def update(layer: Layer) -> Tensor:
         limits = layer_thresholds(layer.taus, density) if thresholds is None else thresholds
-        return scaling * elect(trim(layer.taus, limits), aggregation)
+        return elect(trim(layer.taus, limits), aggregation)
 
-    return taus.map(update)
+    return taus.map(update, scaling=scaling)
 
 
 def layer_thresholds(taus: Tensor, density: float) -> Tensor:

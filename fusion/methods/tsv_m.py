@@ -21,9 +21,9 @@ def tsv_m(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
 
     def update(layer: Layer) -> Tensor:
         is_matrix = layer.pretrained.dim() == 2
-        return scaling * (decorrelate(layer.taus) if is_matrix else layer.taus.mean(0))
+        return decorrelate(layer.taus) if is_matrix else layer.taus.mean(0)
 
-    return taus.map(update)
+    return taus.map(update, scaling=scaling)
 
 
 def decorrelate(taus: Tensor) -> Tensor:

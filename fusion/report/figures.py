@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fusion.report.labels import in_space, label, percent
+from fusion.tables.labels import in_space, label, percent
 
 matplotlib.use("Agg")
 INK = "#0a0b0c"  # stands for the page's text colour, which differs between light and dark
@@ -162,3 +162,10 @@ def _svg(figure: Figure, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point are enough
     return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
+
+
+def standalone(svg: str) -> str:
+    """The figure as a file of its own: dark text on white, whatever the page that shows it looks like."""
+    start = svg.index(">", svg.index("<svg")) + 1
+    white = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return svg[:start] + white + svg[start:].replace("currentColor", "#1d2129")

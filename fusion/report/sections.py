@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from fusion.report.figures import heat_map, selection_curves, similarity_maps
-from fusion.report.labels import duration, in_space, label, percent, size
-from fusion.stages.score_rows import CLASSES, GROUP, by_place, of_suite
+from fusion.tables.labels import duration, in_space, label, percent, size
+from fusion.tables.score_rows import CLASSES, GROUP, by_place, of_suite
 
 Tables = dict[str, pd.DataFrame]
 PLACE = ["mode", "space"]
@@ -60,13 +60,13 @@ def method_order(board: pd.DataFrame) -> list[str]:
     return mean.sort_values(["of_class", "fall", "method"])["method"].tolist()
 
 
-def words(hyperparameters: str) -> str:
-    """Hyper-parameters as 'density 0.2, scaling 0.3', or 'scaling 0.3 / 0.4' where seeds differ."""
+def described(hyperparameters: str) -> list[str]:
+    """Each hyper-parameter in words, like 'density 0.2', or 'scaling 0.3 / 0.4' where seeds differ."""
     values = json.loads(hyperparameters or "{}")
     by_seed = list(values.values()) if any(name.startswith("seed ") for name in values) else [values]
     names = dict.fromkeys(name for chosen in by_seed for name in chosen)
     shown = {name: dict.fromkeys(f"{chosen.get(name, '–')}" for chosen in by_seed) for name in names}
-    return ", ".join(f"{name.replace('_', ' ')} {' / '.join(values)}" for name, values in shown.items())
+    return [f"{name.replace('_', ' ')} {' / '.join(values)}" for name, values in shown.items()]
 
 
 def _boards(leaderboard: pd.DataFrame) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def _board_row(row: dict[Any, Any], low: float, high: float) -> dict[str, Any]:
         **{"normalized": percent(row["normalized"]), "normalized_half": percent(normalized_half)},
         **{"entropy": "–" if pd.isna(row["entropy"]) else f"{row['entropy']:.3f}", "seeds": row["seeds"]},
         **{"seed_std": "" if pd.isna(row["seed_std"]) else percent(row["seed_std"])},
-        **{"hyperparameters": words(row["hyperparameters"]), "tuned_on": _tuned_on(row)},
+        **{"settings": described(row["hyperparameters"]), "tuned_on": _tuned_on(row)},
         **{"time": "–" if row["method_class"] == "reference" else duration(row["fuse_seconds"])},
         **{"ci_low": _at(row["ci_low"], low, high), "at": _at(row["accuracy"], low, high)},
         **{"width": round(_at(row["ci_high"], low, high) - _at(row["ci_low"], low, high), 1)},
@@ -131,7 +131,7 @@ def _heat_maps(per_task: pd.DataFrame, methods: Sequence[str], tasks: list[str])
             members = [(label(method), found[method]) for method in methods if method in found]
             groups.append((f"{str(space).capitalize()} space" if space else "Fused", members))
         shown = [group for group in groups if group[1]]
-        maps.append({"mode": label(mode), "svg": heat_map(shown, [*map(label, columns)], low, high)})
+        maps.append({"name": mode, "mode": label(mode), "svg": heat_map(shown, [*map(label, columns)], low, high)})
     return maps
 
 

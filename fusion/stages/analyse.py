@@ -16,7 +16,7 @@ def similarity(job: Job) -> None:
     """Writes the cosine similarity of every pair of task vectors, one row a pair, to output `similarity`."""
     settings, wildcards = job.params["settings"], job.wildcards
     finetuned = [Path(path) for path in job.paths("finetuned")]
-    space = open_space(settings["space"], Path(job.input["model"]), job.optional("init"), finetuned)
+    space = open_space(settings["space"], Path(job.input["model"]), job.optional("init"), finetuned, settings["frozen"])
     cosines = cosine_similarities(space.vectors)
     identity = {name: wildcards[name] for name in ("backbone", "mode", "space", "suite")}
     rows = [
@@ -31,7 +31,7 @@ def cosine_similarities(vectors: TaskVectors) -> torch.Tensor:
     """cos(τ_a, τ_b) over all coordinates, in float64: (T, T); zero for a task vector that is zero."""
     products = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     for layer in vectors.layers():
-        flat = layer.taus.reshape(len(vectors), -1)
-        products += (flat @ flat.T).double().cpu()
+        flat = layer.taus.reshape(len(vectors), -1).cpu().double()
+        products += flat @ flat.T
     norms = products.diagonal().sqrt()
     return products / torch.outer(norms, norms).clamp(min=torch.finfo(torch.float64).tiny)

@@ -8,12 +8,12 @@ import pandas as pd
 
 from fusion.artifacts import digest, new_file, read_json
 from fusion.backbones import open_backbone
-from fusion.data.suites import Scored, Suite
 from fusion.device import on_device
 from fusion.job import Job, progress
 from fusion.scoring import Predictions
 from fusion.spaces import read_weights
 from fusion.statistics import wilson
+from fusion.suites import Scored, Suite
 
 
 def evaluate(job: Job) -> None:
@@ -26,16 +26,14 @@ def evaluate(job: Job) -> None:
     backbone, suite = open_backbone(job.input["model"], settings["backbone"]), Suite.of(job)
     folder = job.optional("evaluated")
     weights = on_device(read_weights(Path(job.input["model"]), folder)) if folder else {}
-    row = _identity(job) | _facts(folder)
+    row = _identity(job) | _facts(job, folder)
     limit, size = settings["evaluate"]["examples"], settings["evaluate"]["batch_size"]
     scores, examples = [], []
-    for split in ("test", "val"):
-        for part in suite.scored(backbone, split, limit, size):
-            if split == "val" and part.task != row["trained_on"]:
-                continue
+    for split, scored in {"test": suite, "val": suite.only(row["trained_on"])}.items():
+        for part in scored.scored(backbone, split, limit, size):
             found = part.predict(backbone, weights)
-            fingerprint = suite.data[suite.tasks.index(part.task)].info["fingerprint"]
-            scores += [row | {"split": split, "data_hash": fingerprint} | one for one in _measured(part, found)]
+            where = {"split": split, "data_hash": part.fingerprint}
+            scores += [row | where | one for one in _measured(part, found)]
             examples.append(_examples(row, split, part, found))
     with new_file(job.output["scores"]) as path:
         pd.DataFrame(scores).to_parquet(path, index=False)
@@ -61,21 +59,23 @@ def _identity(job: Job) -> dict[str, Any]:
         "trained_on": wildcards.get("task", ""),
         "seen": True,
         "corruption": "",
-        "config_hash": digest(settings),
-        "code_version": job.params["code"],
     }
 
 
-def _facts(folder: Path | None) -> dict[str, Any]:
+def _facts(job: Job, folder: Path | None) -> dict[str, Any]:
     """What the folder says of its making: a fusion's recipe, or a fine-tuning's."""
     recipe = read_json(folder / "recipe.json") if folder and (folder / "recipe.json").is_file() else {}
     training = read_json(folder / "training.json") if folder and (folder / "training.json").is_file() else {}
+    made = recipe or training
     return {
+        "config_hash": digest([job.params["settings"], made.get("config_hash")]),
+        "code_version": digest([job.params["code"], made.get("code_version")]),
         "hyperparameters": json.dumps(recipe.get("hyperparameters", {}), sort_keys=True),
         "selected_on": recipe.get("selected_on", ""),
         "adapted_on": recipe.get("adapted_on", ""),
         "finetune_seconds": training.get("seconds", float("nan")),
         "fuse_seconds": recipe.get("fuse_seconds", float("nan")),
+        "select_seconds": recipe.get("select_seconds", float("nan")),
         "peak_bytes": recipe.get("peak_bytes", training.get("peak_bytes", -1)),
         "extra_parameters": recipe.get("extra_parameters", 0),
         "reason": "",

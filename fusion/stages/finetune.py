@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
-from fusion.artifacts import digest, new_folder, write_json
+from fusion.artifacts import digest, new_folder, sha256, write_json
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.data.tasks import TaskData, shuffled
 from fusion.device import autocast, device, precision
 from fusion.job import Job, progress
-from fusion.modes import adapter_state, attach, freeze, lora_config, save_adapter
+from fusion.modes import ADAPTER, adapter_state, attach, freeze, lora_config, save_adapter
 
 Parameters = dict[str, nn.Parameter]
 
@@ -38,18 +38,33 @@ def finetune(job: Job) -> None:
         backbone.module.to(device())
     resume = Path(job.output["model"] + ".resume.safetensors")
     label = f"fine-tuning {job.wildcards['task']} ({job.wildcards['mode']}, seed {seed})"
-    facts = train(backbone, trained, _head(job), TaskData(Path(job.input["data"])), recipe, seed, resume, label,
-                  identity=digest({"settings": settings, "code": job.params["code"]}))  # fmt: skip
+    data, made_from = TaskData(Path(job.input["data"])), identity(job)
+    facts = train(backbone, trained, _head(job), data, recipe, seed, resume, label, made_from)
     with new_folder(job.output["model"]) as folder:
         if init is None:
             save_tensors(folder / "model.safetensors", trained)
         else:
-            rank = next(t for n, t in load_file(init / "adapter_model.safetensors").items() if "lora_A" in n).shape[0]
+            rank = next(t for n, t in load_file(init / ADAPTER).items() if "lora_A" in n).shape[0]
             state = adapter_state(backbone.module, mode, init)
             save_adapter(folder, state, lora_config(mode["adapter"], rank // mode["adapter"]["r"]))
-        write_json(folder / "training.json", facts)
+        write_json(folder / "training.json", facts | {"config_hash": made_from, "code_version": job.params["code"]})
     resume.unlink(missing_ok=True)
     progress(f"{label}: loss {facts['first_loss']:.2f} → {facts['last_loss']:.2f} in {facts['seconds']:.0f} s")
+
+
+def identity(job: Job) -> str:
+    """A hash of all that the result depends on: settings, code, θ0, the adapters' start, data and head."""
+    init = job.optional("init")
+    return digest(
+        {
+            "settings": job.params["settings"],
+            "code": job.params["code"],
+            "model": sha256(Path(job.input["model"]) / "model.safetensors"),
+            "init": sha256(init / ADAPTER) if init else "",
+            "data": TaskData(Path(job.input["data"])).info["fingerprint"],
+            "head": sha256(job.input["head"]),
+        }
+    )
 
 
 def _head(job: Job) -> Tensor:
@@ -113,6 +128,10 @@ def _step(
     batch = backbone.collate([inputs[i] for i in indices])
     with autocast():
         loss = nn.functional.cross_entropy(backbone.logits({}, batch, head), labels[indices])
+    if not torch.isfinite(loss):
+        raise ValueError(
+            f"the loss is {loss.item()} at step {step + 1}; expected a smaller finetune.lr than {recipe['lr']}"
+        )
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(trained.values(), recipe["clip"])
@@ -153,14 +172,11 @@ def _restore(
     kept = Checkpoint(path)
     if kept.metadata["identity"] != identity:
         return 0, 0.0, []
+    kinds = {key.partition(".")[0] for key in kept} - {"parameter", "losses"}
     for name, parameter in trained.items():
         parameter.data.copy_(kept[f"parameter.{name}"])
-        keys = [key for key in kept if key.endswith(f".{name}") and key != f"parameter.{name}"]
-        optimizer.state[parameter] = {key.removesuffix(f".{name}"): kept[key].to(_home(key, parameter)) for key in keys}
+        state = {kind: kept[f"{kind}.{name}"] for kind in kinds}
+        # Adam keeps its count of steps on the CPU, and its moments beside the parameter
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
     progress(f"resuming at step {kept.metadata['step']} from {path}")
     return int(kept.metadata["step"]), float(kept.metadata["seconds"]), kept["losses"].tolist()
-
-
-def _home(key: str, parameter: Tensor) -> torch.device:
-    """Adam keeps its step count on the CPU and its moments beside the parameter."""
-    return torch.device("cpu") if key.startswith("step.") else parameter.device

@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from fusion.artifacts import new_folder
 from fusion.backbones import open_backbone
 from fusion.checkpoint import save_tensors
+from fusion.data.archives import opened
 from fusion.data.tasks import TaskData
 from fusion.job import Job, progress
 from fusion.modes import initialise
@@ -34,7 +34,7 @@ def prepare_backbone(job: Job) -> None:
 
 def _unpack(archive: Path, folder: str, scratch: Path) -> Path:
     """The files of one folder of a zip archive, without its subfolders."""
-    with zipfile.ZipFile(archive) as zipped:
+    with opened(archive) as zipped:
         names = [name for name in zipped.namelist() if name == f"{folder}/{Path(name).name}" != f"{folder}/"]
         if not names:
             raise ValueError(f"{archive} has no folder {folder!r} (config/backbones.yaml)")

@@ -10,11 +10,11 @@ import yaml
 import fusion.report
 from fusion.artifacts import new_file
 from fusion.job import Job, progress
-from fusion.report.labels import label, percent
 from fusion.report.sections import sections
-from fusion.stages.score_rows import clean
-from fusion.stages.summary import Finding, findings
 from fusion.stages.tables import TABLES
+from fusion.tables.labels import label, percent
+from fusion.tables.score_rows import clean
+from fusion.tables.summary import Finding, findings
 
 
 def make_report(job: Job) -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from fusion.artifacts import new_folder
 from fusion.job import Job
-from fusion.stages.leaderboard import make_leaderboard, read_correct
-from fusion.stages.score_rows import GROUP, SCORES, clean, ordered, place_references, suite_tasks
+from fusion.tables.leaderboard import make_leaderboard, read_correct
+from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, clean, ordered, place_references, suite_tasks
 
 TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity", "diagnostics")
 SELECTION = [
@@ -29,7 +29,7 @@ def make_tables(job: Job) -> None:
     scores = _read(job.paths("scores"), SCORES)
     if clean(scores, "accuracy").empty:
         raise ValueError("got no accuracy on clean test data, expected some (in the files of input.scores)")
-    scores = scores.sort_values(SCORES[:18], kind="stable").reset_index(drop=True)
+    scores = scores.sort_values(MEASUREMENT, kind="stable").reset_index(drop=True)
     placed = place_references(scores)
     tables = {
         "scores": scores,
@@ -93,8 +93,9 @@ def make_selection(selection: pd.DataFrame) -> pd.DataFrame:
 def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
     """One row per fine-tuning (step "finetune") and fusion (step "fuse"), averaged over seeds.
 
-    Columns: step, GROUP, task, seconds, seconds_std, seeds, peak_bytes, extra_parameters (stored beyond those
-    of one model). A model that could not be made has no row.
+    Columns: step, GROUP, task, seconds (of a fusion, merging the chosen candidate alone), select_seconds (the
+    whole search over the grid, scoring included; nan for a fine-tuning), seconds_std (of seconds), seeds,
+    peak_bytes, extra_parameters (stored beyond those of one model). A model that could not be made has no row.
     """
     made = scores[(scores["reason"] == "") & (scores["method"] != "pretrained")].copy()
     individual = made["method"] == "individual"
@@ -104,10 +105,11 @@ def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
     made["peak_bytes"] = made["peak_bytes"].where(made["peak_bytes"] >= 0)
     made["seconds"] = made["finetune_seconds"].where(individual, made["fuse_seconds"])
     keys = ["step", *GROUP, "task"]
-    spent = ["seconds", "peak_bytes", "extra_parameters"]
+    spent = ["seconds", "select_seconds", "peak_bytes", "extra_parameters"]
     by_seed = made.groupby([*keys, "seed"], as_index=False)[spent].first()
     return by_seed.groupby(keys, as_index=False).agg(
         seconds=("seconds", "mean"),
+        select_seconds=("select_seconds", "mean"),
         seconds_std=("seconds", "std"),
         seeds=("seed", "nunique"),
         peak_bytes=("peak_bytes", "max"),

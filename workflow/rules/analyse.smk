@@ -10,10 +10,17 @@ rule similarity:
     benchmark:
         f"{RUN}/benchmarks/similarity/{{backbone}}/{{mode}}/{{space}}/{{suite}}/seed{{seed}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1500,
+        runtime=30,
     params:
         stage="fusion.stages.analyse:similarity",
         code=code_hash("fusion.stages.analyse"),
-        settings=lambda w: {"space": w.space, "tasks": suite(w.suite)},
+        settings=lambda w: {
+            "space": w.space,
+            "tasks": suite(w.suite),
+            "frozen": PLAN.rows.backbones[w.backbone].frozen,
+        },
     script:
         "../scripts/stage.py"

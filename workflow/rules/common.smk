@@ -45,17 +45,24 @@ def task_settings(name):
 @cache
 def data(task):
     """The folder of a prepared task: shared by all runs that define the task alike, and by no other."""
-    return f"{SHARED}/data/{task}-{digest(PLAN.rows.tasks[task].model_dump())[:8]}"
+    return f"{SHARED}/data/{task}-{version(PLAN.rows.tasks[task])}"
 
 
 @cache
 def pretrained(backbone):
     """The folder of θ0, shared in the same way."""
-    return f"{SHARED}/pretrained/{backbone}-{digest(PLAN.rows.backbones[backbone].model_dump())[:8]}"
+    return f"{SHARED}/pretrained/{backbone}-{version(PLAN.rows.backbones[backbone])}"
+
+
+def version(row):
+    """What tells a row from others of its name: its values, and those of the archives it reads."""
+    archives = [PLAN.rows.archives[source.archive].model_dump() for source in row.sources if source.archive]
+    return digest([row.model_dump(), archives])[:8]
 
 
 def archive(name):
-    return f"{SHARED}/archives/{name}-{PLAN.rows.archives[name].version}.whl"
+    row = PLAN.rows.archives[name]
+    return f"{SHARED}/archives/{name}-{row.version}.{row.sha256[:8]}.whl"
 
 
 def head(backbone, task):

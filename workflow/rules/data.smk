@@ -8,7 +8,10 @@ rule fetch_archive:
     wildcard_constraints:
         release="[^-/]+",
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=500,
+        runtime=30,
     params:
         stage="fusion.stages.prepare:fetch_archive",
         settings=lambda w: PLAN.rows.archives[w.archive].model_dump(),
@@ -19,6 +22,7 @@ rule fetch_archive:
 rule prepare_task:
     input:
         archives=lambda w: [archive(name) for name in task_settings(w.task)["archives"]],
+        files=lambda w: PLAN.rows.tasks[w.task].source().paths(),
     output:
         data=directory(f"{SHARED}/data/{{task}}-{{version}}"),
     log:
@@ -26,7 +30,10 @@ rule prepare_task:
     benchmark:
         f"{SHARED}/benchmarks/data/{{task}}-{{version}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
         stage="fusion.stages.prepare:prepare_task",
         code=code_hash("fusion.stages.prepare"),
@@ -38,6 +45,7 @@ rule prepare_task:
 rule prepare_backbone:
     input:
         archive=lambda w: [archive(name) for name in [pretrained_settings(w.backbone)["source"]["archive"]] if name],
+        files=lambda w: PLAN.rows.backbones[w.backbone].source().paths(),
     output:
         model=directory(f"{SHARED}/pretrained/{{backbone}}-{{version}}"),
     log:
@@ -45,7 +53,10 @@ rule prepare_backbone:
     benchmark:
         f"{SHARED}/benchmarks/pretrained/{{backbone}}-{{version}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1500,
+        runtime=30,
     params:
         stage="fusion.stages.pretrained:prepare_backbone",
         code=code_hash("fusion.stages.pretrained"),
@@ -65,7 +76,10 @@ rule make_head:
     benchmark:
         f"{RUN}/benchmarks/heads/{{backbone}}/{{task}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1500,
+        runtime=30,
     params:
         stage="fusion.stages.pretrained:make_head",
         code=code_hash("fusion.stages.pretrained"),

@@ -11,7 +11,10 @@ rule evaluate_pretrained:
     benchmark:
         f"{RUN}/benchmarks/scores/{{backbone}}/pretrained/{{suite}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=2500,
+        runtime=60,
     params:
         stage="fusion.stages.evaluate:evaluate",
         code=code_hash("fusion.stages.evaluate"),

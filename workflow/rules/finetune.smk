@@ -8,7 +8,10 @@ rule make_init:
     benchmark:
         f"{RUN}/benchmarks/init/{{backbone}}/{{mode}}/seed{{seed}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1500,
+        runtime=30,
     params:
         stage="fusion.stages.pretrained:make_init",
         code=code_hash("fusion.stages.pretrained"),
@@ -34,7 +37,10 @@ rule finetune_task:
     benchmark:
         f"{RUN}/benchmarks/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=3000,
+        runtime=240,
     params:
         stage="fusion.stages.finetune:finetune",
         code=code_hash("fusion.stages.finetune"),

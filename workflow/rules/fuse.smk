@@ -14,7 +14,10 @@ rule fuse:
     benchmark:
         f"{RUN}/benchmarks/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
     params:
         stage="fusion.stages.fuse:fuse",
         code=lambda w: code_hash("fusion.stages.fuse", f"fusion.methods.{PLAN.rows.methods[w.method].algorithm}"),
@@ -24,7 +27,9 @@ rule fuse:
             "space": w.space,
             "algorithm": PLAN.rows.methods[w.method].algorithm,
             "grid": PLAN.rows.methods[w.method].grid(),
-            "fuse": PLAN.config.fuse.model_dump(),
+            "adapt": PLAN.adapt(w.method),
+            "select": PLAN.select(),
+            "frozen": PLAN.rows.backbones[w.backbone].frozen,
             "seed": int(w.seed),
         },
     script:

@@ -9,7 +9,10 @@ rule report:
     benchmark:
         f"{RUN}/benchmarks/report.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
         stage="fusion.stages.report:make_report",
         code=code_hash("fusion.stages.report"),

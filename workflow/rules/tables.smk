@@ -14,7 +14,10 @@ rule tables:
     benchmark:
         f"{RUN}/benchmarks/tables.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/stage.yml"
+    resources:
+        mem_mb=1500,
+        runtime=30,
     params:
         stage="fusion.stages.tables:make_tables",
         code=code_hash("fusion.stages.tables"),

@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from fusion.report.labels import in_space, label, percent, points
-from fusion.stages.score_rows import by_place, clean, of_suite
 from fusion.statistics import difference_z
+from fusion.tables.labels import in_space, label, percent, points
+from fusion.tables.score_rows import by_place, clean, of_suite
 
 Row = dict[Any, Any]
+MODEL = ["mode", "space", "method"]
 IMPLAUSIBLE_Z = 3.0  # test above val by this many standard errors: by chance once in 700 models
 
 
@@ -32,7 +33,7 @@ def findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         for mode, rows in board.groupby("mode", sort=False):
             said += _individuals(label(mode), rows, per_task[per_task["mode"] == mode])
             said += _merged(label(mode), rows)
-        said += [*_entropies(board), *_lora(board)]
+        said += [*_entropies(board, of_suite(tables["diagnostics"], backbone, suite)), *_lora(board)]
         prefix = f"{backbone}, {suite}: " if len(suites) > 1 else ""
         found += [Finding(prefix + finding.text, finding.warning) for finding in said]
     found += _test_above_val(tables["scores"])
@@ -86,22 +87,24 @@ def _compared(row: Row, reference: dict[str, float]) -> str:
     )
 
 
-def _entropies(board: pd.DataFrame) -> Iterator[Finding]:
-    """Task arithmetic stands for the model before adaptation: adaptive methods start from such a sum."""
-    for (mode, space), part in by_place(board).groupby(["mode", "space"], sort=False):
-        rows = [row for row in _fused(part) if not pd.isna(row["entropy"])]
-        start = [row["entropy"] for row in rows if row["method"] == "task_arithmetic"]
-        unlabelled = [row for row in rows if row["method_class"] == "unlabelled"]
-        adapted = {label(row["method"]): row["entropy"] for row in unlabelled}
-        if not start or not adapted:
-            continue
-        before, where = start[0], in_space(mode, f"{space} space" if space else "")
-        after = ", ".join(f"{name} {value:.3f}" for name, value in adapted.items())
-        yield Finding(f"{where}: mean test entropy: task arithmetic {before:.3f} nats; {after}.")
-        for name, value in adapted.items():
-            if value >= before:
-                text = f"({value:.3f} nats) is not below that of task arithmetic ({before:.3f} nats)"
-                yield Finding(f"{where}: the test entropy of {name} {text}.", warning=True)
+def _entropies(board: pd.DataFrame, diagnostics: pd.DataFrame) -> Iterator[Finding]:
+    """What each unlabelled method says of the entropy that it minimizes: at its start, and of its merged model."""
+    names = ["entropy_before", "entropy_after"]
+    rows = diagnostics[diagnostics["name"].isin(names)]
+    means = rows.groupby([*MODEL, "name"])["value"].mean().unstack("name").reindex(columns=names).reset_index()
+    unlabelled = board.loc[board["method_class"] == "unlabelled", MODEL]
+    for (mode, space), part in by_place(unlabelled.merge(means, on=MODEL)).groupby(["mode", "space"], sort=False):
+        where = in_space(mode, f"{space} space" if space else "")
+        said = [(f"{label(row['method'])} {_change(row)}", row) for row in part.to_dict("records")]
+        listed = ", ".join(text for text, _ in said)
+        yield Finding(f"{where}: entropy on validation inputs before and after adaptation: {listed} (nats).")
+        for text, row in said:
+            if not row["entropy_after"] < row["entropy_before"]:  # nor is a missing one
+                yield Finding(f"{where}: adaptation did not lower the entropy: {text} (nats).", warning=True)
+
+
+def _change(row: Row) -> str:
+    return f"{row['entropy_before']:.3f} → {row['entropy_after']:.3f}"
 
 
 def _lora(board: pd.DataFrame) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ class Scored:
     head: Tensor  # (C, d)
     inputs: Batched
     labels: Tensor  # (n,)
+    fingerprint: str  # of the task's data
 
     def predict(self, backbone: Backbone, weights: Mapping[str, Tensor]) -> Predictions:
         """What the backbone with these weights predicts for them."""
@@ -47,10 +48,21 @@ class Suite:
         heads = [Checkpoint(path)["weight"].to(device()) for path in job.paths("heads")]
         return cls(job.params["settings"]["tasks"], [TaskData(Path(p)) for p in job.paths("data")], heads)
 
+    def only(self, task: str) -> "Suite":
+        """The suite of this one task; of none where it is not in the suite."""
+        chosen = [i for i, name in enumerate(self.tasks) if name == task]
+        return Suite([task for _ in chosen], [self.data[i] for i in chosen], [self.heads[i] for i in chosen])
+
     def scored(self, backbone: Backbone, split: str, limit: int | None, batch_size: int) -> list[Scored]:
         """The first `limit` examples of every task's split, in batches."""
         return [
-            Scored(task, head, batched(backbone, data.inputs(split, limit), batch_size), data.labels(split, limit))
+            Scored(
+                task,
+                head,
+                batched(backbone, data.inputs(split, limit), batch_size),
+                data.labels(split, limit),
+                data.info["fingerprint"],
+            )
             for task, data, head in zip(self.tasks, self.data, self.heads, strict=True)
         ]
 

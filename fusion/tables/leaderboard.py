@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fusion.stages.score_rows import GROUP, clean, on_own_tasks, ordered, suite_tasks
 from fusion.statistics import Floats, percentile_interval, resampled_means, resampled_seeds
+from fusion.tables.score_rows import GROUP, clean, on_own_tasks, ordered, suite_tasks
 
 COLUMNS = [
     *GROUP,

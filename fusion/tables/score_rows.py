@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-SCORES = [
+MEASUREMENT = [  # what was measured, of which model; rows are sorted by it
     *("domain", "backbone", "mode", "space", "suite", "n_tasks", "method", "method_class", "hyperparameters"),
     *("selected_on", "adapted_on", "seed", "trained_on", "task", "seen", "split", "corruption", "metric"),
-    *("value", "n", "ci_low", "ci_high", "finetune_seconds", "fuse_seconds", "peak_bytes"),
+]
+SCORES = [
+    *MEASUREMENT,
+    *("value", "n", "ci_low", "ci_high", "finetune_seconds", "fuse_seconds", "select_seconds", "peak_bytes"),
     *("extra_parameters", "config_hash", "data_hash", "code_version", "reason"),
 ]
 GROUP = ["backbone", "suite", "mode", "space", "method_class", "method"]
