@@ -31,7 +31,7 @@ bench: .venv/demo
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: torch and its like are several GB, which takes minutes"
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install -e .
 	touch $@
 
 .venv/test: .venv/demo

@@ -36,6 +36,7 @@ rule finetune_task:
         f"{RUN}/logs/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.tsv"
+    priority: 20  # the long ones first, so that no core waits at the end
     conda:
         "../envs/stage.yml"
     resources:

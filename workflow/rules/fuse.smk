@@ -13,6 +13,7 @@ rule fuse:
         f"{RUN}/logs/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.tsv"
+    priority: 10  # the long ones first, so that no core waits at the end
     conda:
         "../envs/stage.yml"
     resources:
