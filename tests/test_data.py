@@ -70,6 +70,7 @@ def numbered(n: int) -> pd.DataFrame:
 # --- archives ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_index")
 def test_an_archive_is_fetched_by_pip_and_then_reused_without_pip(wheel: Path, tmp_path: Path) -> None:
     path = fetch("tiny-data", "1.0", sha256(wheel), tmp_path / "archives")

@@ -85,6 +85,7 @@ def page(run: Path) -> str:
     return (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
     parser = Balance()
     parser.feed(page)
@@ -93,11 +94,13 @@ def test_the_page_is_whole_and_fetches_nothing(page: str) -> None:
     assert not re.search(r"<(script|link|iframe)|@import|url\((?!#)", page)
 
 
+@pytest.mark.slow
 def test_every_link_of_the_page_leads_somewhere(page: str) -> None:
     targets = set(re.findall(r'<section id="([^"]+)"', page))
     assert set(re.findall(r'<a href="#([^"]+)"', page)) == targets
 
 
+@pytest.mark.slow
 def test_figures_are_valid_svg_that_take_the_colour_of_the_text(page: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(figures) == 3 + 2  # a heat map a mode, curves, similarities
@@ -107,6 +110,7 @@ def test_figures_are_valid_svg_that_take_the_colour_of_the_text(page: str) -> No
     assert "#0a0b0c" not in page
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_method_mode_task_and_reason(page: str) -> None:
     for text in ("Full fine-tuning", "L-LoRA", "Task arithmetic", "TIES", "TSV-M", "AdaMerging", "SMS spam", "TREC"):
         assert text in page
@@ -114,10 +118,12 @@ def test_the_page_shows_every_method_mode_task_and_reason(page: str) -> None:
     assert "hash-trec" in page and "0.1.0" in page and "seeds:" in page
 
 
+@pytest.mark.slow
 def test_text_from_outside_is_escaped(page: str) -> None:
     assert "Text tasks &lt;&amp;&gt; one model" in page and "<&>" not in page
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_grid_no_similarity_and_only_one_mode(tmp_path: Path) -> None:
     add_pair(tmp_path, ties=first(60, 100))
     page, text = report_of(tmp_path)
@@ -125,6 +131,7 @@ def test_the_report_needs_no_grid_no_similarity_and_only_one_mode(tmp_path: Path
     assert "TIES" in text and "Concrete" not in text
 
 
+@pytest.mark.slow
 def test_a_method_without_a_grid_has_no_curve(tmp_path: Path) -> None:
     add_pair(tmp_path, ties=first(60, 100))
     keys = {"backbone": "tiny", "mode": "full", "space": "weight", "suite": "pair", "method": "ties", "seed": 0}
@@ -133,6 +140,7 @@ def test_a_method_without_a_grid_has_no_curve(tmp_path: Path) -> None:
     assert "Selection on validation" not in report_of(tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_a_suite_in_which_no_fusion_could_run_still_has_its_report(tmp_path: Path) -> None:
     add_pair(tmp_path)
     add_failure(tmp_path, "ties", "out of memory", space="weight")
@@ -140,6 +148,7 @@ def test_a_suite_in_which_no_fusion_could_run_still_has_its_report(tmp_path: Pat
     assert "could not run: out of memory" in page and "could not run: out of memory" in text
 
 
+@pytest.mark.slow
 def test_two_suites_are_two_parts_of_the_page(tmp_path: Path) -> None:
     add_pair(tmp_path, ties=first(60, 100))
     add_model(tmp_path, "pretrained", {"a": first(40, 100)}, mode="", suite="single")
@@ -149,6 +158,7 @@ def test_two_suites_are_two_parts_of_the_page(tmp_path: Path) -> None:
     assert "tiny, pair: Full fine-tuning: individual models reach" in text
 
 
+@pytest.mark.slow
 def test_the_same_tables_make_the_same_bytes(tmp_path: Path) -> None:
     add_pair(tmp_path, ties=first(60, 100))
     assert report_of(tmp_path) == report_of(tmp_path)
@@ -279,10 +289,12 @@ def test_more_than_four_settings_are_folded_away(tmp_path: Path) -> None:
     assert '<td class="settings">option 0 0, option 1 1, option 2 2, option 3 3</td>' in page
 
 
+@pytest.mark.slow
 def test_the_page_says_what_its_fusion_times_leave_out(page: str) -> None:
     assert "merging alone; the search of a grid with its scoring is in tables/costs" in page
 
 
+@pytest.mark.slow
 def test_readme_figures_are_readable_on_any_page(run: Path, tmp_path: Path) -> None:
     runpy.run_path(DOCS_FIGURES)["write_demo"](run / "tables", tmp_path / "demo")
     figures = {path.name: path.read_text() for path in (tmp_path / "demo").glob("*.svg")}
@@ -299,6 +311,7 @@ def test_readme_figures_are_readable_on_any_page(run: Path, tmp_path: Path) -> N
     assert re.search(r"\| \d\d\.\d ± \d\.\d \| \d\d\.\d \|$", row)
 
 
+@pytest.mark.slow
 def test_readme_figures_of_several_suites_are_refused(tmp_path: Path) -> None:
     for suite in ("one", "two"):
         add_model(tmp_path, "ties", {"a": first(5, 10)}, space="weight", suite=suite)
@@ -328,6 +341,7 @@ def test_numbers_read_well() -> None:
     assert [size(n, "B") for n in (0, 1.2e9, 3.4e5)] == ["0 B", "1.2 GB", "340.0 kB"]
 
 
+@pytest.mark.slow
 def test_tables_and_report_do_not_import_torch() -> None:
     code = "import sys, fusion.stages.tables, fusion.stages.report; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

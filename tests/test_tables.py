@@ -282,6 +282,7 @@ def test_a_missing_column_or_key_is_an_error_that_names_the_file(run: Path) -> N
         make_tables(tables_job(run))
 
 
+@pytest.mark.slow
 def test_a_run_of_ordinary_size_has_every_row(tmp_path: Path) -> None:
     add_run(tmp_path)
     tables = tables_of(tmp_path)
