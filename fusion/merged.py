@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion.checkpoint import Layout, save
-from fusion.parallel import Map, is_finite, workers
+from fusion.parallel import RUNS_AHEAD, TOGETHER, Budget, is_finite, workers
 
 if TYPE_CHECKING:
     from fusion.vectors import Layer, TaskVectors
@@ -46,22 +45,39 @@ class Merged:
         dtype: of the floating-point tensors, where not that of the pre-trained model. Raises ValueError naming a
         tensor that is not finite: the merge overflowed or diverged.
         """
-        with workers() as each:
-            one, tensors = partial(self._tensor, dtype), self.vectors.pretrained.items()
-            yield from (one(item, each) for item in tensors) if self.coordinatewise else each(one, tensors)
-
-    def _tensor(self, dtype: torch.dtype | None, item: tuple[str, Tensor], each: Map = map) -> tuple[str, Tensor]:
-        """One of `layers`; its runs, where the update takes runs, are computed by `each`."""
-        name, theta0 = item[0], item[1].detach()
-        if not theta0.is_floating_point():
-            self.vectors.check_equal(name, theta0)
-            return name, theta0.clone()
-        merged = torch.empty(theta0.shape, dtype=dtype or theta0.dtype, device=theta0.device)
         if self.coordinatewise:
-            deque(each(partial(self._fill, merged), self.vectors.runs(name, theta0)), maxlen=0)
-        else:
-            self._fill(merged, partial(self.vectors.layer if self.reads_taus else self.vectors.start, name, theta0))
+            with workers(RUNS_AHEAD) as each:
+                yield from filter(None, each(lambda job: job(), self._jobs(dtype)))
+            return
+        budget = Budget(TOGETHER)
+        with workers() as each:
+            yield from each(partial(self._tensor, dtype, budget), self.vectors.pretrained.items())
+
+    def _jobs(self, dtype: torch.dtype | None) -> Iterator[Callable[[], tuple[str, Tensor] | None]]:
+        """What `layers` computes run by run: every run of a tensor, and then the tensor."""
+        for name, theta0 in self.vectors.pretrained.items():
+            merged = self._new(name, theta0.detach(), dtype)
+            if theta0.is_floating_point():
+                for read in self.vectors.runs(name, theta0.detach()):
+                    yield partial(self._fill, merged, read)
+            yield partial(_pair, name, merged)
+
+    def _tensor(self, dtype: torch.dtype | None, budget: Budget, item: tuple[str, Tensor]) -> tuple[str, Tensor]:
+        """One of `layers`, from the whole layer."""
+        name, theta0 = item[0], item[1].detach()
+        merged = self._new(name, theta0, dtype)
+        if theta0.is_floating_point():
+            read = self.vectors.layer if self.reads_taus else self.vectors.start
+            with budget.take(len(self.vectors) * theta0.numel() * merged.element_size()):
+                self._fill(merged, partial(read, name, theta0))
         return name, merged
+
+    def _new(self, name: str, theta0: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Room for the merged tensor; of integers, which all models must share, the tensor itself."""
+        if theta0.is_floating_point():
+            return torch.empty(theta0.shape, dtype=dtype or theta0.dtype, device=theta0.device)
+        self.vectors.check_equal(name, theta0)
+        return theta0.clone()
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, in memory."""
@@ -147,3 +163,7 @@ class TaskModels:
         """The same models at another scaling; only where `scaling` is given."""
         assert self.scaling is not None
         return replace(self, scaling=scaling)
+
+
+def _pair(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    return name, tensor

@@ -32,6 +32,7 @@ def kept(density: float, count: int) -> int:
 
 
 STRIDE = 61  # of the sample; prime, or it would be of a few columns of each matrix
+MOST = 1 / 16  # of the coordinates gathered in brackets: more are few values repeated, which are counted instead
 Counts = list[tuple[Any, np.ndarray]]  # per task: keys, and how often each occurs
 
 
@@ -42,27 +43,27 @@ def _bracketed(taus: TaskVectors, keep: int) -> Tensor | None:
     slack = 6 * max(0.0, rank * (1 - rank / size)) ** 0.5 + 2
     places = [int(max(0, size - rank - slack)), int(min(size - 1, size - rank + slack))]
     brackets = np.partition(sample, places, axis=1)[:, places]
-    above = np.zeros(len(taus), dtype=np.int64)
-    near: list[Counts] = []
-    for larger, within in taus.visit(lambda run: _beside(run, brackets)):
-        above += larger
-        near.append(within)
-    found = [_largest(keep - int(n), list(each)) for n, each in zip(above, zip(*near, strict=True), strict=True)]
+    above, within = [0] * len(taus), [list[np.ndarray]() for _ in brackets]
+    room = len(taus) * taus.count() * MOST
+    for found in taus.visit(lambda run: [_beside(tau, *pair) for tau, pair in zip(run.taus, brackets, strict=True)]):
+        for t, (larger, values) in enumerate(found):
+            above[t] += larger
+            within[t].append(values)
+            room -= len(values) if values.strides[0] else 0
+        if room < 0:
+            return None
+    found = [_largest(keep - n, values) for n, values in zip(above, within, strict=True)]
     return None if None in found else torch.tensor(found, dtype=torch.float32)
 
 
-def _beside(run: Layer, brackets: np.ndarray) -> tuple[list[int], Counts]:
-    """Per task, how many coordinates are above its bracket, and the values within it."""
-    larger, within = [], []
-    for tau, (low, high) in zip(run.taus, brackets, strict=True):
-        values = _magnitudes(tau)
-        is_above = values > high
-        larger.append(int(np.count_nonzero(is_above)))
-        if low == high:  # one value, which may be that of most coordinates
-            within.append((np.array([low]), np.array([np.count_nonzero(values == low)])))
-        else:  # numpy selects ten times faster here than torch
-            within.append(np.unique(values[(values >= low) ^ is_above], return_counts=True))
-    return larger, within
+def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, np.ndarray]:
+    """How many coordinates of one run are above the bracket, and the values within it."""
+    values = _magnitudes(tau)
+    is_above = values > high  # numpy compares and selects ten times faster here than torch
+    larger = int(np.count_nonzero(is_above))
+    if low == high:  # one value, which may be that of most coordinates: as many, without the memory
+        return larger, np.broadcast_to(low, np.count_nonzero(values == low))
+    return larger, values[(values >= low) ^ is_above]
 
 
 def _magnitudes(tau: Tensor) -> np.ndarray:
@@ -70,14 +71,14 @@ def _magnitudes(tau: Tensor) -> np.ndarray:
     return tau.to(torch.float32).abs().cpu().numpy()
 
 
-def _largest(k: int, found: Counts) -> float | None:
-    """The k-th largest of values that are given with their numbers; None where there are not so many."""
-    values, times = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.argsort(values)[::-1]
-    total = np.cumsum(times[order])
-    if not 0 < k <= (total[-1] if len(total) else 0):
+def _largest(k: int, found: list[np.ndarray]) -> float | None:
+    """The k-th largest of all values; None where there are not so many."""
+    count = sum(map(len, found))
+    if not 0 < k <= count:
         return None
-    return float(values[order[np.searchsorted(total, k)]])
+    if all(values.strides[0] == 0 for values in found):
+        return float(found[0][0])
+    return float(np.partition(np.concatenate(found), count - k)[count - k])
 
 
 def _radix_select(taus: TaskVectors, keep: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fusion import thresholds
 from fusion.checkpoint import shape
 from fusion.merged import Change, Merged, TaskModels
-from fusion.parallel import is_finite, workers
+from fusion.parallel import RUNS_AHEAD, is_finite, workers
 
 __all__ = ["Change", "Layer", "Merged", "NotApplicable", "TaskModels", "TaskVectors"]
 
@@ -88,11 +88,14 @@ class TaskVectors:
 
         stride: read but one coordinate in so many, of every layer: a sample, in which a random change draws anew.
         """
-        with workers() as each:
-            for name in self.pretrained:
-                theta0 = self.pretrained[name].detach()
-                if theta0.is_floating_point():
-                    yield from each(lambda run: read(run()), self.runs(name, theta0, stride))
+        with workers(RUNS_AHEAD) as each:
+            yield from each(lambda run: read(run()), self._all_runs(stride))
+
+    def _all_runs(self, stride: int) -> Iterator[Callable[[], Layer]]:
+        for name in self.pretrained:
+            theta0 = self.pretrained[name].detach()
+            if theta0.is_floating_point():
+                yield from self.runs(name, theta0, stride)
 
     def reduce(self, read: Callable[[Layer], Tensor]) -> Tensor:
         """Σ over all runs of read(run), added in their order; zero where there is none."""

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusion.hyperparameters import Rate, Scaling, Steps, Temperature
 from fusion.methods._mask import draw, rescale, sample, to_logits
-from fusion.methods.adamerging import Combine, by_layer, learn_coefficients, parameters, start, weighted_sum
+from fusion.methods.adamerging import Combine, by_layer, learn_coefficients, start, weighted_sum
 from fusion.objectives import Objective
 from fusion.vectors import Layer, Merged, TaskVectors
 
@@ -99,18 +99,24 @@ def inner_step(
 ) -> Step:
     """Concrete AdaMerging: one step on λ, from `scaling` anew each time, then the parameters at that λ'."""
     exact = meta_gradient == "second_order"
-    first, before = start(layers, granularity, scaling), fixed_coefficients(layers, scaling)
+    before = fixed_coefficients(layers, scaling)
+
+    def descend(gradient: Tensor) -> Tensor:
+        direction = gradient if optimizer == "sgd" else gradient / (gradient.abs() + 1e-8)
+        return (scaling - lr * direction).clamp(0, 1)
 
     def step(masks: Masks) -> dict[str, Tensor]:
         seen = masks if exact else {name: mask.detach() for name, mask in masks.items()}
         with _twice_differentiable(exact):
             params = {name: theta.requires_grad_() for name, theta in before(seen).items()}
             slopes = torch.autograd.grad(objective(params), list(params.values()), None, None, exact, allow_unused=True)
-        each = zip(layers, slopes, strict=True)
-        gradients = [slope_of_coefficients(layer, slope, seen[layer.name]) for layer, slope in each]
-        gradient = torch.stack(gradients) if granularity == "layer" else torch.stack(gradients).sum(0)
-        direction = gradient if optimizer == "sgd" else gradient / (gradient.abs() + 1e-8)
-        return parameters(layers, (first - lr * direction).clamp(0, 1), under(masks))
+        gradients = (
+            slope_of_coefficients(layer, slope, seen[layer.name]) for layer, slope in zip(layers, slopes, strict=True)
+        )
+        if granularity == "task":
+            gradients = [torch.stack(list(gradients)).sum(0)] * len(layers)
+        combine = under(masks)  # layer by layer as its gradient is known, while its task vectors are in the cache
+        return {layer.name: combine(layer, descend(g)) for layer, g in zip(layers, gradients, strict=True)}
 
     return step
 

@@ -45,7 +45,19 @@ def core_space(
 def align(taus: Tensor) -> Aligned:
     """U, V and the core matrices Uᵀ τ_t V of one layer, (T, m, n)."""
     _, m, n = taus.shape
-    triples = [leading(tau, min(m, n)) for tau in taus]
-    left, _, _ = leading(torch.cat([u * s.sqrt() for u, s, _ in triples], dim=1), m)
-    right, _, _ = leading(torch.cat([v * s.sqrt() for _, s, v in triples], dim=1), n)
-    return Aligned(left.T @ taus @ right, left, right)
+    left, right = taus.new_empty(m, 0), taus.new_empty(n, 0)
+    for tau in taus:
+        u, s, v = leading(tau, min(m, n))
+        left = narrowed(torch.cat([left, u * s.sqrt()], dim=1), 2 * m)
+        right = narrowed(torch.cat([right, v * s.sqrt()], dim=1), 2 * n)
+    left, right = narrowed(left, m), narrowed(right, n)
+    left, right = leading(left, m).u, leading(right, n).u
+    core = taus.new_empty(len(taus), left.shape[1], right.shape[1])
+    for tau, one in zip(taus, core, strict=True):
+        torch.matmul(left.T @ tau, right, out=one)
+    return Aligned(core, left, right)
+
+
+def narrowed(columns: Tensor, most: int) -> Tensor:
+    """The columns (m, k); where k > `most`, m columns in their place with the same left singular triples."""
+    return columns if columns.shape[1] <= most else torch.linalg.qr(columns.T, mode="r").R.T
