@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint schema bench
+.PHONY: demo test lint schema bench slurm-profile
 
 demo: .venv/demo
 	$(BIN)/snakemake
@@ -23,6 +23,14 @@ lint: .venv/test
 
 schema: .venv/demo
 	$(BIN)/python -c "import json; from fusion.config import schema; print(json.dumps(schema(), indent=2))" > config/schema.json
+
+slurm-profile:
+	@profiles=$${XDG_CONFIG_HOME:-$$HOME/.config}/snakemake; link=$$profiles/slurm; \
+	if [ "$$(readlink "$$link")" = "$(CURDIR)/profiles/slurm" ]; then echo "$$link is there already"; \
+	elif [ -e "$$link" ] || [ -L "$$link" ]; then \
+	  echo "$$link is there already and is not of this project; it was left as it is." >&2; \
+	  echo "Use snakemake --profile profiles/slurm, or move it away first." >&2; exit 1; \
+	else mkdir -p "$$profiles" && ln -s "$(CURDIR)/profiles/slurm" "$$link" && echo "linked $$link"; fi
 
 bench: .venv/demo
 	$(BIN)/python benchmarks/plan.py

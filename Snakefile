@@ -15,12 +15,14 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
 
 
-localrules:
+localrules:  # what takes seconds, and what needs the network: cluster jobs run without one
     all,
     finetune,
+    fetch_archive,
+    prepare_task,
+    prepare_backbone,
     tables,
     report,
-    fetch_archive,
 
 
 rule all:

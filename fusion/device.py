@@ -1,5 +1,7 @@
 """Where and in which precision models run."""
 
+import os
+import socket
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
@@ -8,13 +10,26 @@ from torch import Tensor
 
 
 def device() -> torch.device:
-    """The GPU if one is visible, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU if one is visible, else the CPU; the CPU, too, where FUSION_DEVICE=cpu says so."""
+    return torch.device("cuda" if _uses_gpu() else "cpu")
+
+
+def require_gpu(count: int) -> None:
+    """RuntimeError where fewer GPUs are visible than the job was given, unless FUSION_DEVICE=cpu."""
+    if os.environ.get("FUSION_DEVICE") == "cpu" or torch.cuda.device_count() >= count:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    raise RuntimeError(
+        f"this job asked for {count} GPU and PyTorch sees {torch.cuda.device_count()} on {socket.gethostname()} "
+        f"(CUDA_VISIBLE_DEVICES={visible!r}, PyTorch {torch.__version__}); expected the GPU that the scheduler gave "
+        "it: check `nvidia-smi` there and the CUDA build of PyTorch, or set `gpus: 0` in profiles/slurm, or "
+        "FUSION_DEVICE=cpu to compute on the CPU all the same"
+    )
 
 
 def precision() -> torch.dtype:
     """bfloat16 where this device computes in it natively, else float32."""
-    if torch.cuda.is_available():
+    if _uses_gpu():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
@@ -29,3 +44,7 @@ def autocast() -> AbstractContextManager[object]:
 def on_device(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors where models run."""
     return {name: tensor.to(device()) for name, tensor in tensors.items()}
+
+
+def _uses_gpu() -> bool:
+    return os.environ.get("FUSION_DEVICE") != "cpu" and torch.cuda.is_available()

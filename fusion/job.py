@@ -1,10 +1,13 @@
 """What a stage receives, wherever it runs: in this process, in a warm worker or on a cluster node."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+QUEUED = "FUSION_QUEUE_SECONDS"  # set by what submits jobs
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Job:
     params: dict[str, Any]
     wildcards: dict[str, str] = field(default_factory=dict)
     threads: int = 1
+    gpus: int = 0  # that the job was given, by a scheduler that gives any
     log: str = ""
 
     def paths(self, name: str) -> list[str]:
@@ -41,8 +45,16 @@ def stage_function(name: str) -> Callable[[Job], None]:
 
 
 def run(job: Job) -> None:
-    """Runs the job's stage in this process."""
-    stage_function(job.stage)(job)
+    """Runs the job's stage in this process; RuntimeError where it was given a GPU and sees none."""
+    stage = stage_function(job.stage)
+    if job.gpus:
+        import_module("fusion.device").require_gpu(job.gpus)
+    stage(job)
+
+
+def queue_seconds() -> float:
+    """How long this job waited before it began; 0 where nothing was waited for."""
+    return float(os.environ.get(QUEUED, 0))
 
 
 def progress(text: str) -> None:

@@ -62,7 +62,7 @@ def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, np.nda
     is_above = values > high  # numpy compares and selects ten times faster here than torch
     larger = int(np.count_nonzero(is_above))
     if low == high:  # one value, which may be that of most coordinates: as many, without the memory
-        return larger, np.broadcast_to(low, np.count_nonzero(values == low))
+        return larger, np.broadcast_to(low, int(np.count_nonzero(values == low)))
     return larger, values[(values >= low) ^ is_above]
 
 

@@ -1,9 +1,8 @@
 """Snakemake's local executor, except that rules with params.stage run in warm processes."""
 
-import os
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -26,10 +25,9 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from .payload import payload
 from .processes import Processes
 from .progress import Progress
+from .report import describe, has_stage, tail
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
-
-TAIL = 15  # lines of a failed job's log to show
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Executor(LocalExecutor):
         names = (name.strip() for name in self.executor_settings.preload.split(","))
         self._processes = Processes([name for name in names if name])
         self._warm: Future[None] | None = None
-        if any(_has_stage(job) for job in jobs):
+        if any(has_stage(job) for job in jobs):
             self._warm_up()  # in the background, while Snakemake prepares the first job
 
     def run_jobs(self, jobs: list[Any]) -> None:
@@ -70,7 +68,7 @@ class Executor(LocalExecutor):
 
     def run_single_job(self, job: Any) -> Future[None]:
         """The future end of the job."""
-        forked = _has_stage(job) and not job.is_shadow
+        forked = has_stage(job) and not job.is_shadow
         forked = forked and not self.workflow.deployment_settings.deployment_method
         if forked:
             self._wait_until_warm()
@@ -83,7 +81,7 @@ class Executor(LocalExecutor):
     def handle_job_success(self, job: Any) -> None:
         """Logs how far the run is."""
         for single in job.jobs if job.is_group() else [job]:
-            line = self._progress.finish(single, single.rule.name, _describe(single), time.monotonic())
+            line = self._progress.finish(single, single.rule.name, describe(single), time.monotonic())
             self.logger.info(line)
 
     def cancel(self) -> None:
@@ -121,7 +119,7 @@ class Executor(LocalExecutor):
             try:
                 code = self._processes.run(payload(job), measured)
             except ValueError as error:
-                raise WorkflowError(f"{_describe(job)}: {error}") from error
+                raise WorkflowError(f"{describe(job)}: {error}") from error
             if code and self._processes.stopped:
                 raise KeyboardInterrupt  # Snakemake is ending: this is no failure of the job
             if code:
@@ -143,23 +141,10 @@ def _is_news(record: LogRecord) -> bool:
     return record.msg != "Select jobs to execute..." and getattr(record, "event", None) != LogEvent.JOB_STARTED
 
 
-def _has_stage(job: Any) -> bool:
-    return "stage" in dict(job.rule.params.items())
-
-
-def _describe(job: Any) -> str:
-    """The job as a person names it: its rule and its wildcards."""
-    return " ".join([job.rule.name, *(f"{name}={value}" for name, value in job.wildcards.items())])
-
-
 def _failure(job: Any, code: int) -> str:
     """Why the job failed: how it ended, the last lines of its log, and where the rest is."""
     end = f"ended with exit code {code}"
     if code < 0:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         end = f"was killed by signal {-code}{hint}"
-    if not job.log or not os.path.exists(job.log[0]):
-        return f"{_describe(job)} {end} without a log; what it printed is above"
-    with open(job.log[0], encoding="utf-8", errors="replace") as log:
-        tail = "".join(f"    {line}" for line in deque(log, maxlen=TAIL))
-    return f"{_describe(job)} {end}. The end of its log {job.log[0]}:\n{tail or '    (empty)'}"
+    return f"{describe(job)} {end}. {tail([str(log) for log in job.log])}"

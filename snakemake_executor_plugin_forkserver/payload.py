@@ -5,7 +5,7 @@ from typing import Any
 from fusion.job import Job
 
 
-def payload(job: Any) -> Job:
+def payload(job: Any, gpus: int = 0) -> Job:
     """The Job of a Snakemake job or of a script's `snakemake` object; ValueError if a file has no name."""
     params = {name: _plain(value) for name, value in job.params.items()}
     return Job(
@@ -15,6 +15,7 @@ def payload(job: Any) -> Job:
         params=params,
         wildcards={name: str(value) for name, value in job.wildcards.items()},
         threads=int(job.threads),
+        gpus=gpus,
         log=str(job.log[0]) if job.log else "",
     )
 

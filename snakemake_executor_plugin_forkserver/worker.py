@@ -38,7 +38,7 @@ def check_imports(channel: Connection, modules: Sequence[str]) -> None:
     channel.send("; ".join(errors))
 
 
-def redirect(log: str) -> None:
+def redirect(log: str, append: bool = False) -> None:
     """Sends stdout and stderr to the file `log` for good, progress lines to the terminal too."""
     if not log:
         return
@@ -46,7 +46,7 @@ def redirect(log: str) -> None:
     sys.stderr.flush()
     terminal = os.dup(2)
     # append mode: what subprocesses write to the same file does not overwrite our lines
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if append else os.O_TRUNC), 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

@@ -114,6 +114,7 @@ def _facts(job: Job, folder: Path | None) -> dict[str, Any]:
         "adapted_on": recipe.get("adapted_on", ""),
         "finetune_seconds": training.get("seconds", float("nan")),
         "fuse_seconds": recipe.get("fuse_seconds", float("nan")),
+        "queue_seconds": recipe.get("queue_seconds", training.get("queue_seconds", 0.0)),
         "select_seconds": recipe.get("select_seconds", float("nan")),
         "peak_bytes": recipe.get("peak_bytes", training.get("peak_bytes", -1)),
         "extra_parameters": recipe.get("extra_parameters", 0),

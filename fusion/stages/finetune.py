@@ -16,9 +16,11 @@ from fusion.adapter import WEIGHTS
 from fusion.artifacts import digest, new_folder, sha256, write_json
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
+from fusion.cost import measured
 from fusion.data.tasks import TaskData, shuffled
 from fusion.device import autocast, device, precision
-from fusion.job import Job, progress
+from fusion.interruption import Interrupted, asked, listening
+from fusion.job import Job, progress, queue_seconds
 from fusion.modes import adapter_state, attach, freeze, lora_config, save_adapter
 from fusion.resumption import Parameters, keep, restore
 
@@ -38,7 +40,8 @@ def finetune(job: Job) -> None:
     Inputs `data` and `heads` are those of one task, or of all T of a suite, on which one model trains in turn.
     AdamW on the cross-entropy against the frozen head, cosine schedule after a linear warm-up, clipped gradients.
     A checkpoint is kept beside the output every `checkpoint_every` steps; a run that finds one made by the same
-    settings goes on from it and ends with the same bytes as one that was never interrupted.
+    settings goes on from it and ends with the same bytes as one that was never interrupted. Asked to end early, it
+    keeps a checkpoint and raises Interrupted.
     """
     settings = job.params["settings"]
     recipe, mode, seed = settings["finetune"], settings["mode"], settings["seed"]
@@ -51,7 +54,8 @@ def finetune(job: Job) -> None:
     resume = Path(job.output["model"] + ".resume.safetensors")
     what = job.wildcards.get("task") or f"all of {job.wildcards['suite']}"
     label, made_from = f"fine-tuning {what} ({job.wildcards['mode']}, seed {seed})", identity(job)
-    facts = train(backbone, trained, tasks(job), recipe, seed, resume, label, made_from)
+    with measured() as cost:
+        facts = train(backbone, trained, tasks(job), recipe, seed, resume, label, made_from)
     with new_folder(job.output["model"]) as folder:
         if init is None:
             save_tensors(folder / "model.safetensors", trained)
@@ -59,6 +63,7 @@ def finetune(job: Job) -> None:
             rank = next(t for n, t in load_file(init / WEIGHTS).items() if "lora_A" in n).shape[0]
             state = adapter_state(backbone.module, mode, init)
             save_adapter(folder, state, lora_config(mode["adapter"], rank // mode["adapter"]["r"]))
+        facts |= {"peak_bytes": cost.peak_bytes, "queue_seconds": queue_seconds()}
         write_json(folder / "training.json", facts | {"config_hash": made_from, "code_version": job.params["code"]})
     resume.unlink(missing_ok=True)
     progress(f"{label}: loss {facts['first_loss']:.2f} → {facts['last_loss']:.2f} in {facts['seconds']:.0f} s")
@@ -109,14 +114,17 @@ def train(
     order = batches(tasks, recipe["batch_size"], seed)
     backbone.module.train()
     began = time.monotonic() - spent
-    for step, (task, indices) in enumerate(islice(order, done, recipe["steps"]), done):
-        torch.manual_seed((seed << 32) + step)  # dropout draws the same in a run that resumes here
-        losses.append(_step(backbone, trained, task, indices, optimizer, recipe, step))
-        if (step + 1) % recipe["checkpoint_every"] == 0 and step + 1 < recipe["steps"]:
-            seconds = time.monotonic() - began
-            keep(resume, identity, trained, optimizer, step + 1, seconds, losses)
-            left = seconds / (step + 1) * (recipe["steps"] - step - 1)
-            progress(f"{label}: step {step + 1} of {recipe['steps']}, loss {losses[-1]:.2f}, {left:.0f} s left")
+    with listening():
+        for step, (task, indices) in enumerate(islice(order, done, recipe["steps"]), done):
+            torch.manual_seed((seed << 32) + step)  # dropout draws the same in a run that resumes here
+            losses.append(_step(backbone, trained, task, indices, optimizer, recipe, step))
+            if step + 1 < recipe["steps"] and (asked() or (step + 1) % recipe["checkpoint_every"] == 0):
+                seconds = time.monotonic() - began
+                keep(resume, identity, trained, optimizer, step + 1, seconds, losses)
+                left = seconds / (step + 1) * (recipe["steps"] - step - 1)
+                progress(f"{label}: step {step + 1} of {recipe['steps']}, loss {losses[-1]:.2f}, {left:.0f} s left")
+                if asked():
+                    raise Interrupted
     backbone.module.eval()
     ends = max(1, len(losses) // 10)
     return {

@@ -14,7 +14,7 @@ from fusion.backbones import Backbone, open_backbone
 from fusion.candidates import Candidate, as_text, candidates
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.device import on_device
-from fusion.job import Job, progress
+from fusion.job import Job, progress, queue_seconds
 from fusion.pipelines import scaling_name
 from fusion.spaces import Space, open_space
 from fusion.suites import Scored, Suite
@@ -69,6 +69,7 @@ def _fuse(job: Job) -> None:
         "adapted_on": settings["adapt"]["adapted_on"] if settings["adapt"] else "",
         "fuse_seconds": chosen.cost.seconds + sum(float(one.metadata["seconds"]) for one in statistics),
         "select_seconds": time.monotonic() - began,
+        "queue_seconds": queue_seconds(),
         "peak_bytes": chosen.cost.peak_bytes,
         "extra_parameters": chosen.merged.extra_parameters,
         "diagnostics": diagnostics,

@@ -93,7 +93,8 @@ def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
 
     Columns: step, GROUP, task ('' of a multi-task model and of a fusion), seconds (of a fusion, merging the
     chosen candidate alone), select_seconds (the whole search over the grid, scoring included; nan for a
-    fine-tuning), seconds_std (of seconds), seeds, peak_bytes, extra_parameters (stored beyond those of one
+    fine-tuning), seconds_std (of seconds), queue_seconds (before the job began), seeds, peak_bytes (on a GPU: its
+    memory), extra_parameters (stored beyond those of one
     model). A model that could not be made has no row.
     """
     made = scores[(scores["reason"] == "") & (scores["method"] != "pretrained")].copy()
@@ -104,12 +105,13 @@ def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
     made["peak_bytes"] = made["peak_bytes"].where(made["peak_bytes"] >= 0)
     made["seconds"] = made["finetune_seconds"].where(finetuned, made["fuse_seconds"])
     keys = ["step", *GROUP, "task"]
-    spent = ["seconds", "select_seconds", "peak_bytes", "extra_parameters"]
+    spent = ["seconds", "select_seconds", "queue_seconds", "peak_bytes", "extra_parameters"]
     by_seed = made.groupby([*keys, "seed"], as_index=False)[spent].first()
     return by_seed.groupby(keys, as_index=False).agg(
         seconds=("seconds", "mean"),
         select_seconds=("select_seconds", "mean"),
         seconds_std=("seconds", "std"),
+        queue_seconds=("queue_seconds", "mean"),
         seeds=("seed", "nunique"),
         peak_bytes=("peak_bytes", "max"),
         extra_parameters=("extra_parameters", "max"),

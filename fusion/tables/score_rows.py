@@ -10,7 +10,8 @@ MEASUREMENT = [  # what was measured, of which model; rows are sorted by it
 ]
 SCORES = [
     *MEASUREMENT,
-    *("value", "n", "ci_low", "ci_high", "finetune_seconds", "fuse_seconds", "select_seconds", "peak_bytes"),
+    *("value", "n", "ci_low", "ci_high", "finetune_seconds", "fuse_seconds", "select_seconds", "queue_seconds"),
+    "peak_bytes",
     *("extra_parameters", "config_hash", "data_hash", "code_version", "reason"),
 ]
 GROUP = ["backbone", "suite", "mode", "space", "method_class", "method"]

@@ -14,6 +14,7 @@ rule similarity:
     resources:
         mem_mb=1500,
         runtime=30,
+        bundle=16,
     params:
         stage="fusion.stages.analyse:similarity",
         code=code_hash("fusion.stages.analyse"),

@@ -80,6 +80,7 @@ rule make_head:
     resources:
         mem_mb=1500,
         runtime=30,
+        bundle=16,
     params:
         stage="fusion.stages.pretrained:make_head",
         code=code_hash("fusion.stages.pretrained"),

@@ -15,6 +15,7 @@ rule evaluate_pretrained:
     resources:
         mem_mb=2500,
         runtime=60,
+        bundle=16,
     params:
         stage="fusion.stages.evaluate:evaluate",
         code=code_hash("fusion.stages.evaluate"),

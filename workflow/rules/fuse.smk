@@ -20,6 +20,7 @@ rule fuse:
     resources:
         mem_mb=4000,
         runtime=240,
+        bundle=lambda w: 1 if PLAN.adapt(w.method) else 16,  # cluster jobs: so many short ones share one
     params:
         stage="fusion.stages.fuse:fuse",
         code=lambda w: code_hash("fusion.stages.fuse", *method_modules(w.method)),

@@ -19,6 +19,7 @@ rule statistics:
     resources:
         mem_mb=3000,
         runtime=120,
+        bundle=4,
     params:
         stage="fusion.stages.statistics:statistics",
         code=code_hash("fusion.stages.statistics"),

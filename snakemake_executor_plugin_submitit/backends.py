@@ -1,0 +1,163 @@
+"""The two places where submitit runs jobs: SLURM, and processes of this machine."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from . import slurm
+from .slurm import State
+
+RETRY = 2.0  # seconds between two attempts to reach SLURM
+
+
+class Backend(Protocol):
+    """What the executor needs of a place that runs jobs."""
+
+    largest_array: int
+    longest_poll: float  # seconds
+    bundles: bool  # whether jobs that are short share one process
+
+    def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
+        """The id of one job, or of the array of several; ValueError in the scheduler's own words if it refuses."""
+        ...
+
+    def states(self, ids: Iterable[str]) -> Mapping[str, State] | None:
+        """The states of those jobs that are known; None while the scheduler does not answer."""
+        ...
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        """Cancels jobs that are not over yet."""
+        ...
+
+    def cancel_named(self, name: str) -> bool:
+        """Cancels what was submitted under that name, if anything was; whether that is certain by now."""
+        ...
+
+
+class Slurm:
+    """SLURM by sbatch, squeue and scancel."""
+
+    bundles, longest_poll = True, 60.0
+
+    def __init__(self, signal_delay: int, max_timeouts: int) -> None:
+        self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
+        self.largest_array = slurm.largest_array()
+
+    def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
+        """Waits while SLURM cannot be reached; what an attempt that failed did submit is cancelled before the next."""
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self._max_timeouts)
+        options = {key.removeprefix("slurm_"): value for key, value in wanted.items()}
+        options["time"] = options.pop("timeout_min")
+        executor.update_parameters(
+            **options, job_name=name, signal_delay_s=self._signal_delay, array_parallelism=len(functions)
+        )
+        while True:
+            try:
+                with executor.batch():
+                    jobs = [executor.submit(function) for function in functions]
+                return jobs[0].job_id.partition("_")[0]
+            except (FailedJobError, FailedSubmissionError) as error:
+                if not slurm.NOT_NOW.search(str(error)):
+                    raise ValueError(slurm.refusal(error)) from error
+            while not self.cancel_named(name):
+                time.sleep(RETRY)
+            time.sleep(RETRY)
+
+    states = staticmethod(slurm.states)
+    cancel = staticmethod(slurm.cancel)
+
+    def cancel_named(self, name: str) -> bool:
+        ids = slurm.named(name)
+        if ids:
+            slurm.cancel(ids)
+        return ids is not None
+
+
+class Local:
+    """Processes of this machine, each with GPUs of its own."""
+
+    bundles, largest_array, longest_poll = False, 1, 1.0  # looking at processes costs nothing
+
+    def __init__(self, signal_delay: int, max_timeouts: int, devices: str) -> None:
+        self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
+        self.devices = [int(one) for one in devices.split(",") if one.strip()] if devices else visible_devices()
+        self._taken: dict[str, list[int]] = {}  # by job id
+
+    def room(self, gpus: int) -> bool:
+        """Whether so many GPUs are free. ValueError if there are not so many at all."""
+        if gpus > len(self.devices):
+            raise ValueError(f"the job asks for {gpus} GPUs, and this machine has {len(self.devices)}")
+        return gpus <= len(self._free())
+
+    def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
+        """Starts a process with the first free GPUs; no GPU is visible to a job that asks for none."""
+        (function,) = functions
+        devices = self._free()[: int(wanted.get("gpus_per_node", 0))]
+        executor = submitit.LocalExecutor(folder=folder, max_num_timeout=self._max_timeouts)
+        executor.update_parameters(
+            timeout_min=wanted["timeout_min"], gpus_per_node=len(devices), visible_gpus=devices,
+            signal_delay_s=self._signal_delay,
+        )  # fmt: skip
+        job = executor.submit(function)
+        self._taken[job.job_id] = devices
+        return job.job_id
+
+    def states(self, ids: Iterable[str]) -> Mapping[str, State]:
+        """RUNNING or FAILED: a process that is there no more, or is another by now, has failed or finished."""
+        return {one: State("RUNNING" if _runs(one) else "FAILED", "") for one in ids}
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        """Ends the processes and all that they started."""
+        processes = [process for one in ids if _runs(one) for process in _family(int(one))]
+        for process in processes:
+            process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=3)
+        for process in alive:
+            process.kill()
+
+    def cancel_named(self, name: str) -> bool:
+        for process in psutil.process_iter(["cmdline"]):
+            if any(f"/{name}" in word for word in process.info["cmdline"] or ()):
+                self.cancel([str(process.pid)])
+        return True
+
+    def _free(self) -> list[int]:
+        self._taken = {one: devices for one, devices in self._taken.items() if _runs(one)}
+        taken = {device for devices in self._taken.values() for device in devices}
+        return [device for device in self.devices if device not in taken]
+
+
+def visible_devices() -> list[int]:
+    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [int(one) for one in visible.split(",") if one.strip().isdigit()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return list(range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines())))
+
+
+def _runs(identifier: str) -> bool:
+    """Whether the process of a local job is still that job."""
+    try:
+        process = psutil.Process(int(identifier))
+        return process.status() != psutil.STATUS_ZOMBIE and "submitit.local._local" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []

@@ -1,0 +1,166 @@
+"""What runs in the allocation: one or several jobs in one process. Imports neither Snakemake nor torch.
+
+submitit pickles these classes by reference, calls them, and on SIGUSR2 (preemption, time limit) their `checkpoint`.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from submitit.helpers import Checkpointable, DelayedSubmission
+
+from fusion.artifacts import new_file
+from fusion.interruption import Interrupted, ask
+from fusion.job import QUEUED, Job, run
+from snakemake_executor_plugin_forkserver.worker import limit_threads, redirect
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the network is not here
+GRACE = (20, 5)  # seconds after SIGTERM, and after SIGKILL
+
+
+@dataclass
+class Stages(Checkpointable):
+    """Stages of the suite, run one after another in this process; each leaves its outcome in a file of its own.
+
+    outcomes: the files, one a job. Those that are there when a requeued job starts again are not run again.
+    """
+
+    jobs: Sequence[Job]
+    outcomes: Sequence[str]
+    folder: str
+    path: Sequence[str]
+    submitted: float  # seconds since the epoch
+    _waiting: Any = field(default=None, repr=False)  # submitit's handler of SIGUSR2, while ours is in its place
+
+    def __call__(self) -> None:
+        os.chdir(self.folder)
+        sys.path[:0] = [place for place in self.path if place not in sys.path]
+        os.environ.update(OFFLINE)
+        self._listen()
+        streams = os.dup(1), os.dup(2)
+        for job, outcome in zip(self.jobs, self.outcomes, strict=True):
+            if not Path(outcome).exists():
+                self._run(job, Path(outcome))
+                os.dup2(streams[0], 1)
+                os.dup2(streams[1], 2)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What SLURM is to start again: the same."""
+        return DelayedSubmission(Stages(self.jobs, self.outcomes, self.folder, self.path, self.submitted))
+
+    def _run(self, job: Job, outcome: Path) -> None:
+        began, error = time.time(), ""
+        start = started(outcome)
+        if not start.exists():  # the time before an interruption is no time in the queue
+            start.touch()
+        os.environ[QUEUED] = f"{max(0.0, start.stat().st_mtime - self.submitted):.1f}"
+        limit_threads(job.threads)
+        redirect(job.log, append=_restarts() > 0)
+        print(describe(job), flush=True)
+        try:
+            try:
+                run(job)
+            except Interrupted:
+                self._requeue()
+        except Exception as failure:  # submitit's own, too: the time limit was reached too often
+            traceback.print_exc()
+            error = f"{type(failure).__name__}: {failure}"
+        finally:
+            sys.stdout.flush()
+        leave(outcome, error, began, resource.getrusage(resource.RUSAGE_SELF))
+
+    def _listen(self) -> None:
+        """Lets a stage that can keep what it has done do so before submitit has the job requeued."""
+        self._waiting = signal.getsignal(signal.SIGUSR2)
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            if not ask():
+                self._requeue()
+
+        signal.signal(signal.SIGUSR2, interrupt)
+
+    def _requeue(self) -> None:
+        """Does what submitit does on SIGUSR2: asks the scheduler to run this job again, and ends the process."""
+        print("» interrupted; to be started again", flush=True)
+        self._waiting(signal.SIGUSR2, None)
+
+
+@dataclass
+class Command(Checkpointable):
+    """A Snakemake of its own, for groups and for rules without a stage."""
+
+    command: str
+    folder: str
+    outcome: str
+    _process: Any = field(default=None, repr=False)
+
+    def __call__(self) -> None:
+        began = time.time()
+        self._process = subprocess.Popen(self.command, shell=True, cwd=self.folder, start_new_session=True)
+        code = self._process.wait()
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        leave(self.outcome, f"its Snakemake ended with exit code {code}" if code else "", began, usage)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """The same command, after what runs of it has been ended."""
+        if self._process and self._process.poll() is None:
+            for number, seconds in zip((signal.SIGTERM, signal.SIGKILL), GRACE, strict=True):
+                os.killpg(self._process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(seconds)
+                    break
+        return DelayedSubmission(Command(self.command, self.folder, self.outcome))
+
+
+def leave(outcome: str | Path, error: str, began: float, usage: resource.struct_rusage) -> None:
+    """Writes how a job ended: the error, empty where there was none, and what it took."""
+    found = {
+        "error": error,
+        "seconds": time.time() - began,
+        "max_rss_mb": usage.ru_maxrss / 1024,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+    }
+    with new_file(outcome) as file:
+        file.write_text(json.dumps(found), encoding="utf-8")
+
+
+def started(outcome: Path) -> Path:
+    """The file that says that a job has begun."""
+    return outcome.with_suffix(".started")
+
+
+def describe(job: Job) -> str:
+    """Where a job runs and what it was given: the first line of its log."""
+    env = os.environ
+    identifier = env.get("SLURM_ARRAY_JOB_ID", env.get("SLURM_JOB_ID", ""))
+    if "SLURM_ARRAY_TASK_ID" in env:
+        identifier += f"_{env['SLURM_ARRAY_TASK_ID']}"
+    where = f"SLURM job {identifier}" if identifier else f"process {os.getpid()}"
+    memory = env.get("SLURM_MEM_PER_NODE")
+    gpus = env.get("CUDA_VISIBLE_DEVICES", "") if job.gpus else ""
+    parts = [
+        f"host {socket.gethostname()}",
+        where,
+        f"start {_restarts() + 1}",
+        f"{job.threads} threads",
+        f"{memory} MB" if memory else "",
+        f"GPU {gpus}" if gpus else "no GPU",
+        f"waited {float(env.get(QUEUED, 0)):.0f} s",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0))

@@ -1,0 +1,131 @@
+"""A small workflow for a cluster: stages that count, resume and fail, and Snakemake with the submitit executor."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+STAGES = '''
+import json, os, time
+from pathlib import Path
+
+from fusion.interruption import Interrupted, asked, listening
+from fusion.job import queue_seconds
+
+def facts(job):
+    """What the job sees of the place where it runs."""
+    print("a detail for the log")
+    names = ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE", "CUDA_VISIBLE_DEVICES",
+             "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "SLURM_JOB_PARTITION"]
+    began = time.time()
+    time.sleep(job.params.get("seconds", 0))
+    found = {name: os.environ.get(name, "") for name in names}
+    found |= {"gpus": job.gpus, "queue_seconds": queue_seconds(), "pid": os.getpid(), "times": [began, time.time()]}
+    Path(job.output["out"]).write_text(json.dumps(found))
+
+def count(job):
+    """Steps of a tenth of a second, kept every ten; the result is the same however often it was interrupted."""
+    kept, starts = Path(job.output["out"] + ".kept"), Path(job.output["out"] + ".starts")
+    step = int(kept.read_text()) if kept.exists() else 0
+    with starts.open("a") as file:
+        file.write(f"{step}\\n")
+    print("starting at step", step, flush=True)
+    with listening():
+        while step < job.params["steps"]:
+            time.sleep(0.1)
+            step += 1
+            if asked() or step % 10 == 0:
+                kept.write_text(str(step))
+            if asked():
+                raise Interrupted
+    Path(job.output["out"]).write_text(str(step))
+
+def fail(job):
+    for line in range(40):
+        print("line", line)
+    raise ValueError("the loss is nan")
+'''
+RULE = """
+rule {name}:
+    output: out="{name}/{{i}}"
+    log: "logs/{name}/{{i}}.log"
+    benchmark: "benchmarks/{name}/{{i}}.tsv"
+    resources: {resources}
+    params: stage="cluster_stages:{stage}", **{params!r}
+    script: "{script}"
+"""
+
+
+class Sandbox:
+    """A folder with a workflow: rules of stages, each with so many jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rules, self._targets = "", []
+        (folder / "cluster_stages.py").write_text(STAGES)
+
+    def rule(
+        self, stage: str, jobs: int = 1, name: str = "", resources: str = "runtime=5, mem_mb=100", **params: Any
+    ) -> None:
+        """Adds a rule that calls the stage, and its jobs 0, 1, … to what is to be made."""
+        name = name or stage
+        script = ROOT / "workflow/scripts/stage.py"
+        self._rules += RULE.format(name=name, stage=stage, resources=resources, params=params, script=script)
+        self._targets += [f"{name}/{i}" for i in range(jobs)]
+        self.add("")
+
+    def add(self, text: str, *targets: str) -> None:
+        """Adds rules as they are written, and what they make to what is to be made."""
+        self._rules += text
+        self._targets += targets
+        every = f"rule all:\n    input: {self._targets!r}\n"
+        (self.folder / "Snakefile").write_text(every + self._rules)
+
+    def start(self, *options: str) -> "subprocess.Popen[str]":
+        """Snakemake, started in a process group of its own."""
+        program = Path(sys.executable).with_name("snakemake")
+        ours = ["--executor", "submitit", "--submitit-poll", "1", "--jobs", "500", "--nolock", "--rerun-incomplete"]
+        return subprocess.Popen(
+            [program, *ours, "--keep-going", *options],
+            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Snakemake and its jobs need: this interpreter, and the stages."""
+        path = f"{self.folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+        return {**os.environ, "PYTHONPATH": path, "FUSION_DEVICE": os.environ.get("FUSION_DEVICE", "cpu")}
+
+    def run(self, *options: str, seconds: float = 120) -> tuple[int, str]:
+        """The exit code and the output of Snakemake."""
+        return finish(self.start(*options), seconds)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a job of the stage `facts` wrote."""
+        return json.loads((self.folder / name).read_text())
+
+    def starts(self, name: str) -> list[int]:
+        """The steps at which a job of the stage `count` was started, one each time."""
+        file = self.folder / f"{name}.starts"
+        return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def submitted(self) -> list[dict[str, Any]]:
+        """The batches that were submitted, from the journal."""
+        lines = (self.folder / ".snakemake/submitit/journal.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if "jobs" in event]
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> tuple[int, str]:
+    """The exit code and the output of a process; killed, with all it started, where it takes longer."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"Snakemake had not ended after {seconds} s:\n{output}") from None
+    return process.returncode, output

@@ -1,0 +1,253 @@
+"""A real SLURM on this machine: munged, slurmctld and slurmd in a folder of their own, on loopback, with fake GPUs.
+
+Two partitions share the node: jobs of `high` preempt those of `low`, which are requeued. There is no accounting, so
+sacct has nothing to say. `Slurm.start` installs the Debian packages where it may (root, apt-get).
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+CPUS, GPUS, MEMORY = 16, 2, 16000  # what the node says it has
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+CONFIG = """
+ClusterName=mini
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={port}
+SlurmdPort={slurmd_port}
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.log
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+AuthType=auth/munge
+# a requeued job waits for cred_expire seconds before it can start again, 120 by default
+AuthInfo=socket={folder}/munge/munge.sock,cred_expire=5
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=1,bf_resolution=1
+PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+KillWait=5
+EnforcePartLimits=NO
+ReturnToService=2
+SlurmctldTimeout=30
+SlurmdTimeout=60
+MessageTimeout=20
+EpilogMsgTime=0
+CompleteWait=0
+MaxArraySize={max_array}
+MaxJobCount=20000
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=high Nodes={host} DefaultTime=10 MaxTime=60 DefMemPerCPU=64 PriorityTier=10 PreemptMode=OFF
+PartitionName=low Nodes={host} Default=YES DefaultTime=10 MaxTime=60 DefMemPerCPU=64 PriorityTier=1 {preemption}
+"""
+
+
+class NoSlurm(Exception):
+    """Why no SLURM can be started here."""
+
+
+class Slurm:
+    """One SLURM, with its daemons as children of this process."""
+
+    def __init__(self, folder: Path, max_array: int = 1001) -> None:
+        self.folder = folder
+        self._max_array = max_array
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._before: dict[str, str | None] = {}
+
+    def start(self) -> None:
+        """Starts the daemons and lets this process and its children find them. NoSlurm with the reason if it cannot."""
+        install()
+        for name in ("etc", "run", "log", "munge", "state", "spool"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)
+        self._configure()
+        self._environ("SLURM_CONF", str(self.folder / "etc/slurm.conf"))
+        self._environ("PATH", f"{SBIN}:{os.environ['PATH']}")
+        munge, key = self.folder / "munge", self.folder / "munge/munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o600)
+        self._spawn(
+            "munged", "--foreground", "--force", f"--socket={munge}/munge.sock", f"--key-file={key}",
+            f"--pid-file={self.folder}/run/munged.pid", f"--log-file={self.folder}/log/munged.log",
+            f"--seed-file={munge}/seed", "--num-threads=2",
+        )  # fmt: skip
+        self._wait(lambda: _says("munge", "-n", "-S", f"{munge}/munge.sock"), "munged")
+        self.start_controller()
+        self._spawn("slurmd", "-D")
+        self._wait(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"), "slurmd")
+
+    def start_controller(self) -> None:
+        """Starts slurmctld, or starts it again with the state it had."""
+        self._spawn("slurmctld", "-D")
+        self._wait(lambda: _says("scontrol", "ping"), "slurmctld")
+
+    def stop_controller(self) -> None:
+        """Ends slurmctld; running jobs go on."""
+        self._end("slurmctld")
+
+    def stop(self) -> None:
+        """Cancels all jobs and ends the daemons."""
+        if "slurmctld" in self._daemons:
+            self.clear()
+        for name in ("slurmctld", "slurmd", "munged"):
+            self._end(name)
+        for name, value in self._before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+    def clear(self) -> None:
+        """Cancels all jobs and waits until they are gone."""
+        subprocess.run(["scancel", f"--user={os.getuid()}"], check=False, timeout=30)
+        wait_for(lambda: not self.jobs(), 120, lambda: f"jobs that cannot be cancelled: {self.jobs()}")
+
+    def jobs(self) -> dict[str, str]:
+        """The state of every job that is not over, by its id."""
+        lines = _output("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def _configure(self) -> None:
+        devices = [self.folder / f"etc/nvidia{i}" for i in range(GPUS)]
+        for device in devices:  # a device file a GPU: SLURM then sets CUDA_VISIBLE_DEVICES
+            device.unlink(missing_ok=True)
+            device.symlink_to("/dev/null")
+        facts = {
+            "host": socket.gethostname().partition(".")[0],
+            "user": _output("id", "-un").strip(),
+            "folder": self.folder,
+        }
+        port = _free_ports()
+        sizes = {"cpus": CPUS, "gpus": GPUS, "memory": MEMORY, "max_array": self._max_array}
+        sizes["preemption"] = "PreemptMode=REQUEUE GraceTime=20"
+        text = CONFIG.format(**facts, **sizes, port=port, slurmd_port=port + 1)
+        (self.folder / "etc/slurm.conf").write_text(text)
+        (self.folder / "etc/gres.conf").write_text(
+            f"AutoDetect=off\nName=gpu File={self.folder}/etc/nvidia[0-{GPUS - 1}]\n"
+        )
+        (self.folder / "etc/cgroup.conf").touch()
+
+    def _environ(self, name: str, value: str) -> None:
+        self._before[name] = os.environ.get(name)
+        os.environ[name] = value
+
+    def _spawn(self, program: str, *options: str) -> None:
+        with open(self.folder / f"log/{program}.out", "ab") as log:
+            self._daemons[program] = subprocess.Popen(
+                [program, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _end(self, program: str) -> None:
+        daemon = self._daemons.pop(program, None)
+        if daemon:
+            daemon.terminate()
+            try:
+                daemon.wait(15)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+    def _wait(self, condition: Callable[[], bool], program: str) -> None:
+        wait_for(condition, 40, lambda: f"{program} is not ready; see {self.folder}/log: {self._last_words(program)}")
+
+    def _last_words(self, program: str) -> str:
+        log = self.folder / f"log/{program}.out"
+        return log.read_text(errors="replace")[-500:] if log.is_file() else ""
+
+
+def install() -> None:
+    """Installs SLURM's packages where they are missing. NoSlurm with the reason if it cannot."""
+    path = f"{SBIN}:{os.environ['PATH']}"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if not missing:
+        return
+    if os.getuid() != 0 or shutil.which("apt-get") is None:
+        raise NoSlurm(f"no SLURM here ({', '.join(missing)} missing), and no root with apt-get to install it")
+    policy = Path("/usr/sbin/policy-rc.d")  # keeps the packages from starting services
+    own = not policy.exists()
+    if own:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    quiet = {"capture_output": True, "text": True, "timeout": 600, "check": False}
+    apt = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, **quiet}
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
+    try:
+        done = subprocess.run(command, **apt)
+        if done.returncode:  # package lists may be old or missing
+            subprocess.run(["apt-get", "update", "-qq"], **apt)
+            done = subprocess.run(command, **apt)
+    finally:
+        if own:
+            policy.unlink()
+    if done.returncode:
+        raise NoSlurm(f"SLURM could not be installed: {done.stderr.strip()[-300:]}")
+
+
+def wait_for(
+    condition: Callable[[], object], seconds: float, message: Callable[[], str] | str = "it took too long"
+) -> None:
+    """Returns once the condition holds; TimeoutError with the message if it does not in that time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(message if isinstance(message, str) else message())
+        time.sleep(0.1)
+
+
+def _free_ports() -> int:
+    """A port that is free, as is the next one."""
+    for port in range(26817, 30000, 2):
+        with socket.socket() as one, socket.socket() as two:
+            try:
+                one.bind(("127.0.0.1", port))
+                two.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+    raise NoSlurm("no free port from 26817 to 30000")
+
+
+def _says(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+
+
+if __name__ == "__main__":  # python tests/mini_slurm.py FOLDER COMMAND…: runs a command with a SLURM
+    import sys
+
+    slurm = Slurm(Path(sys.argv[1]).absolute())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        slurm.start()
+        code = subprocess.run(sys.argv[2:], check=False).returncode
+    finally:
+        slurm.stop()
+    sys.exit(code)

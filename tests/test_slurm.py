@@ -1,0 +1,268 @@
+"""The submitit executor on a real SLURM that these tests start, and what it does when things go wrong."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Sandbox, finish
+from mini_slurm import NoSlurm, Slurm, wait_for
+
+pytestmark = pytest.mark.slow
+MAX_ARRAY = 121
+
+
+@pytest.fixture(scope="module")
+def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A SLURM; the tests are skipped with the reason where none can be had."""
+    slurm = Slurm(tmp_path_factory.mktemp("slurm"), max_array=MAX_ARRAY)
+    try:
+        slurm.start()
+    except NoSlurm as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(reason))
+    yield slurm
+    slurm.stop()
+
+
+@pytest.fixture
+def slurm(daemons: Slurm) -> Iterator[Slurm]:
+    """A SLURM without jobs."""
+    yield daemons
+    daemons.clear()
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    """An empty workflow."""
+    return Sandbox(tmp_path)
+
+
+def test_jobs_with_equal_needs_are_one_array_and_get_what_they_ask_for(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("facts", jobs=4, resources="runtime=5, mem_mb=300, cpus_per_task=2, gpus=1, slurm_partition='high'")
+    code, output = sandbox.run("--set-threads", "facts=2")
+    assert code == 0, output
+    (batch,) = sandbox.submitted()
+    assert len(batch["jobs"]) == 4
+    found = [sandbox.facts(f"facts/{i}") for i in range(4)]
+    assert len({one["SLURM_ARRAY_JOB_ID"] for one in found}) == 1
+    for one in found:
+        assert one["SLURM_CPUS_PER_TASK"] == "2" and one["SLURM_MEM_PER_NODE"] == "300"
+        assert one["SLURM_JOB_PARTITION"] == "high" and one["HF_HUB_OFFLINE"] == "1" and one["OMP_NUM_THREADS"] == "2"
+        assert one["CUDA_VISIBLE_DEVICES"] in {"0", "1"} and one["gpus"] == 1 and one["queue_seconds"] > 0
+    log = (sandbox.folder / "logs/facts/0.log").read_text()
+    assert log.startswith("host ") and "SLURM job" in log and "300 MB" in log and "GPU" in log
+    assert "a detail for the log" in log
+    header, figures = (sandbox.folder / "benchmarks/facts/0.tsv").read_text().splitlines()
+    assert float(dict(zip(header.split("\t"), figures.split("\t"), strict=True))["max_rss"]) > 10
+
+
+def test_short_jobs_share_a_process_and_rules_without_a_stage_and_groups_run_too(
+    slurm: Slurm, sandbox: Sandbox
+) -> None:
+    sandbox.rule("facts", jobs=5, resources="runtime=5, mem_mb=300, bundle=3")
+    shell = "resources: runtime=5, mem_mb=500\n    shell: 'echo $SLURM_JOB_ID > {output}'\n"
+    sandbox.add(f"\nrule shell:\n    output: 'shell.txt'\n    {shell}", "shell.txt")
+    sandbox.add(f"\nrule a:\n    output: 'a.txt'\n    group: 'ab'\n    {shell}")
+    sandbox.add(f"\nrule b:\n    input: 'a.txt'\n    output: 'b.txt'\n    group: 'ab'\n    {shell}", "b.txt")
+    code, output = sandbox.run()
+    assert code == 0, output
+    pids = [sandbox.facts(f"facts/{i}")["pid"] for i in range(5)]
+    assert sorted(pids.count(pid) for pid in set(pids)) == [2, 3]
+    shell_id, a, b = ((sandbox.folder / f"{name}.txt").read_text() for name in ("shell", "a", "b"))
+    assert a == b != shell_id
+
+
+def test_a_failure_shows_the_end_of_the_log_and_the_others_finish(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("fail")
+    sandbox.rule("facts", jobs=2)
+    code, output = sandbox.run()
+    assert code == 1
+    assert "ValueError: the loss is nan" in output and "line 39" in output and "line 3\n" not in output
+    assert "logs/fail/0.log" in output
+    assert all((sandbox.folder / f"facts/{i}").exists() for i in range(2))
+
+
+def test_a_job_that_is_preempted_goes_on_where_it_was(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", steps=150)
+    running = sandbox.start()
+    wait_for(lambda: sandbox.starts("count/0"), 30)
+    time.sleep(3)
+    urgent = ["sbatch", "--partition=high", "--cpus-per-task=16", "--mem=100", "--wrap=sleep 3", "--output=/dev/null"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    code, output = finish(running)
+    assert code == 0, output
+    first, second = sandbox.starts("count/0")
+    assert first == 0 and second >= 10
+    assert (sandbox.folder / "count/0").read_text() == "150"
+
+
+def test_a_job_at_its_time_limit_goes_on_where_it_was(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", resources="runtime=1, mem_mb=100", steps=450)
+    code, output = sandbox.run("--submitit-signal-delay", "30", "--submitit-max-timeouts", "5", seconds=240)
+    assert code == 0, output
+    starts = sandbox.starts("count/0")
+    assert len(starts) > 1 and starts == sorted(starts)
+
+
+def test_a_job_that_reaches_its_time_limit_too_often_fails(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", resources="runtime=1, mem_mb=100", steps=3000)
+    code, output = sandbox.run("--submitit-signal-delay", "50", "--submitit-max-timeouts", "0", seconds=120)
+    assert code == 1 and "timed-out too many times" in output, output
+
+
+def test_a_requeued_job_goes_on_from_its_last_checkpoint(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", steps=100)
+    running = sandbox.start()
+    wait_for(lambda: (sandbox.folder / "count/0.kept").exists(), 30)
+    (job,) = slurm.jobs()
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    code, output = finish(running)
+    assert code == 0, output
+    assert len(sandbox.starts("count/0")) == 2 and sandbox.starts("count/0")[1] >= 10
+
+
+@pytest.mark.parametrize("fault", ["scancel", "kill"])
+def test_a_job_that_is_killed_fails_and_the_next_run_makes_it_alone(slurm: Slurm, sandbox: Sandbox, fault: str) -> None:
+    sandbox.rule("count", jobs=3, steps=60)
+    running = sandbox.start()
+    wait_for(lambda: all(sandbox.starts(f"count/{i}") for i in range(3)), 40)
+    log = (sandbox.folder / "logs/count/1.log").read_text()
+    identifier = log.partition("SLURM job ")[2].partition(",")[0]
+    if fault == "scancel":
+        subprocess.run(["scancel", identifier], check=True)
+    else:
+        found = subprocess.run(["pgrep", "-f", "submitit.core._submit"], capture_output=True, text=True, check=True)
+        mine = [
+            pid
+            for pid in found.stdout.split()
+            if f"SLURM_ARRAY_TASK_ID={identifier.partition('_')[2]}" in _environ(pid)
+        ]
+        for pid in mine:
+            os.kill(int(pid), signal.SIGKILL)
+    code, output = finish(running)
+    assert code == 1 and "count i=1" in output and "starting at step" in output, output
+    assert ("cancelled" if fault == "scancel" else "killed") in output
+    assert [(sandbox.folder / f"count/{i}").exists() for i in range(3)] == [True, False, True]
+    code, output = sandbox.run()
+    assert code == 0, output
+    assert [len(sandbox.starts(f"count/{i}")) for i in range(3)] == [1, 2, 1]
+
+
+def test_a_main_process_that_was_killed_goes_on_with_its_jobs(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", jobs=2, steps=120)
+    sandbox.rule("facts", jobs=1)
+    running = sandbox.start()
+    wait_for(lambda: all(sandbox.starts(f"count/{i}") for i in range(2)), 40)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate()
+    wait_for(lambda: (sandbox.folder / "facts/0").exists(), 40)  # it finishes while nobody looks
+    before = sandbox.facts("facts/0")
+    code, output = sandbox.run()
+    assert code == 0, output
+    assert output.count("was submitted before") >= 2
+    assert [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]]
+    assert sandbox.facts("facts/0") == before
+
+
+def test_two_main_processes_do_not_share_a_folder(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", steps=60)
+    running = sandbox.start()
+    wait_for(lambda: sandbox.starts("count/0"), 30)
+    code, output = sandbox.run()
+    assert code == 1 and f"process {running.pid} on " in output
+    assert finish(running)[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_the_main_process_cancels_its_jobs(slurm: Slurm, sandbox: Sandbox, number: int) -> None:
+    sandbox.rule("count", jobs=3, steps=600)
+    running = sandbox.start()
+    wait_for(lambda: sandbox.starts("count/0"), 30)
+    began = time.monotonic()
+    running.send_signal(number)
+    code, _ = finish(running, 20)
+    assert time.monotonic() - began < 10 and code != 0
+    wait_for(lambda: not slurm.jobs(), 20)
+
+
+def test_a_controller_that_is_down_for_a_while_loses_nothing(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", jobs=2, steps=100)
+    after = "\nrule after:\n    input: 'count/0'\n    output: 'after.txt'\n    shell: 'touch {output}'\n"
+    sandbox.add(after, "after.txt")  # is submitted while the controller is down
+    running = sandbox.start()
+    wait_for(lambda: all(sandbox.starts(f"count/{i}") for i in range(2)), 40)
+    slurm.stop_controller()
+    time.sleep(30)
+    slurm.start_controller()
+    code, output = finish(running)
+    assert code == 0, output
+    assert [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]]
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ("slurm_partition='nowhere'", "invalid partition"),
+        ("mem_mb=10**9", "node configuration is not available"),
+        ("runtime=6000", "PartitionTimeLimit"),
+        ("slurm_extra='nice'", "expected long options"),
+    ],
+)
+def test_what_slurm_refuses_fails_at_once_in_its_words(
+    slurm: Slurm, sandbox: Sandbox, resources: str, words: str
+) -> None:
+    sandbox.rule("facts", name="refused", resources=resources)
+    sandbox.rule("facts")
+    code, output = sandbox.run(seconds=60)
+    assert code == 1 and words in output, output
+    assert (sandbox.folder / "facts/0").exists()
+
+
+def test_many_ready_jobs_are_arrays_within_the_limits(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("facts", jobs=300, resources="runtime=5, mem_mb=50")
+    began = time.monotonic()
+    code, output = sandbox.run("--jobs", "250", "--max-jobs-per-timespan", "1000/1s", "--quiet", "all", seconds=280)
+    assert code == 0, output
+    sizes = [len(batch["jobs"]) for batch in sandbox.submitted()]
+    assert sum(sizes) == 300 and max(sizes) == MAX_ARRAY - 1 and len(sizes) < 60
+    print(f"300 jobs in {time.monotonic() - began:.0f} s")
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error_at_once(slurm: Slurm, sandbox: Sandbox) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    sandbox.rule("facts", resources="runtime=5, mem_mb=1000, gpus=1")
+    os.environ["FUSION_DEVICE"] = ""
+    try:
+        code, output = finish(sandbox.start("--config", "gpu=1"))
+    finally:
+        del os.environ["FUSION_DEVICE"]
+    assert code == 1 and "asked for 1 GPU and PyTorch sees 0" in output and "CUDA_VISIBLE_DEVICES='0'" in output, output
+
+
+def test_without_slurm_the_same_jobs_share_the_gpus_of_this_machine(sandbox: Sandbox) -> None:
+    sandbox.rule("facts", jobs=4, resources="runtime=5, gpus=1", seconds=1.5)
+    sandbox.rule("facts", name="two", resources="runtime=5, gpus=3")
+    sandbox.rule("fail")
+    code, output = sandbox.run("--submitit-cluster", "local", "--submitit-devices", "4,5")
+    assert code == 1 and "ValueError: the loss is nan" in output and "asks for 3 GPUs" in output, output
+    found = [sandbox.facts(f"facts/{i}") for i in range(4)]
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in found} == {"4", "5"}
+    for one in found:
+        for other in found:
+            if one is not other and one["CUDA_VISIBLE_DEVICES"] == other["CUDA_VISIBLE_DEVICES"]:
+                assert one["times"][1] <= other["times"][0] or other["times"][1] <= one["times"][0]
+
+
+def _environ(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().replace(b"\0", b"\n").decode(errors="replace")
+    except OSError:
+        return ""
