@@ -95,13 +95,9 @@ class Journal:
 
     def _read(self) -> list[dict[str, Any]]:
         self._file.seek(0)
-        events = []
-        for line in self._file:
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                break
-        return events
+        whole, _, _ = self._file.read().rpartition("\n")
+        self._file.truncate(len(whole.encode()) + 1 if whole else 0)  # a line that was cut short must not be continued
+        return [json.loads(line) for line in whole.splitlines()]
 
     def _write(self, event: dict[str, Any]) -> None:
         self._file.write(json.dumps(event) + "\n")

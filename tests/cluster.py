@@ -13,6 +13,7 @@ STAGES = '''
 import json, os, time
 from pathlib import Path
 
+from fusion.artifacts import new_file
 from fusion.interruption import Interrupted, asked, listening
 from fusion.job import queue_seconds
 
@@ -43,6 +44,11 @@ def count(job):
             if asked():
                 raise Interrupted
     Path(job.output["out"]).write_text(str(step))
+
+def write(job):
+    """A file of so many bytes, written as stages write."""
+    with new_file(job.output["out"]) as file:
+        file.write_bytes(b"x" * job.params["bytes"])
 
 def fail(job):
     for line in range(40):

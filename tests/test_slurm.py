@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from cluster import Sandbox, finish
 from mini_slurm import NoSlurm, Slurm, wait_for
+from tiny import ROOT, snakemake
 
 pytestmark = pytest.mark.slow
 MAX_ARRAY = 121
+EQUAL = ("per_task", "selection", "similarity", "diagnostics")  # tables without times
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +261,55 @@ def test_without_slurm_the_same_jobs_share_the_gpus_of_this_machine(sandbox: San
         for other in found:
             if one is not other and one["CUDA_VISIBLE_DEVICES"] == other["CUDA_VISIBLE_DEVICES"]:
                 assert one["times"][1] <= other["times"][0] or other["times"][1] <= one["times"][0]
+
+
+def test_a_full_results_folder_fails_clearly_and_leaves_nothing_half_written(slurm: Slurm, sandbox: Sandbox) -> None:
+    small = sandbox.folder / "write"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no full file system can be made here: mount needs root")
+    try:
+        sandbox.rule("write", bytes=200_000)
+        sandbox.rule("facts")
+        code, output = sandbox.run()
+        assert code == 1 and "No space left on device" in output, output
+        assert not (small / "0").exists() and (sandbox.folder / "facts/0").exists()
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        code, output = sandbox.run()
+        assert code == 1 and "Read-only file system" in output, output
+        subprocess.run(["mount", "-o", "remount,rw,size=1m", small], check=True)
+        assert sandbox.run()[0] == 0 and (small / "0").stat().st_size == 200_000
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_the_tiny_workflow_has_the_tables_of_a_local_run(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, changes = (
+        tmp_path / "home",
+        {"modes": ["full", "l_lora"], "methods": ["task_arithmetic", "concrete_layer_wise"]},
+    )
+    subprocess.run(["make", "-C", ROOT, "slurm-profile", f"XDG_CONFIG_HOME={home}"], check=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.setenv("FUSION_DEVICE", "cpu")  # the GPUs of this SLURM are no real ones
+    alone = snakemake(tmp_path / "alone", **changes)
+    assert alone.returncode == 0, alone.output
+    tables = {}
+    options = ["--profile", "slurm", "--submitit-poll", "2"]
+    for name, arguments in {"alone": [], "cluster": options}.items():
+        run = snakemake(tmp_path / name, *arguments, timeout=400, **changes)
+        assert run.returncode == 0, run.output
+        folder = tmp_path / name / "results/tiny/tables"
+        tables[name] = {file.name: file.read_bytes() for file in sorted(folder.glob("*.csv")) if file.stem in EQUAL}
+    assert tables["alone"].keys() == {f"{name}.csv" for name in EQUAL}
+    assert tables["cluster"] == tables["alone"]
+    costs = (tmp_path / "cluster/results/tiny/tables/costs.csv").read_text().splitlines()
+    column = costs[0].split(",").index("queue_seconds")
+    assert all(float(line.split(",")[column]) > 0 for line in costs[1:])
 
 
 def _environ(pid: str) -> str:
