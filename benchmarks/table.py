@@ -67,6 +67,18 @@ def large(figures: Figures) -> Iterable[list[str]]:
         yield [row["method"], f"{row['seconds']:.0f}", verdict(row["gigabytes"])]
 
 
+def cluster(figures: Figures) -> Iterable[list[str]]:
+    """The submitit executor on a SLURM of this one machine"""
+    yield from head("what", "value")
+    yield ["20 jobs without work, s", f"{figures['seconds_20']:.1f}"]
+    if "faster" in figures:
+        yield ["snakemake-executor-plugin-slurm, s", f"{figures['stock_seconds_20']:.1f}"]
+        yield ["times as long", verdict(figures["faster"])]
+    yield ["300 jobs, s each", verdict(figures["seconds_a_job_of_300"])]
+    yield ["of a core with 1,000 jobs in the queue", verdict(figures["core_at_1000"])]
+    yield ["queries of the scheduler a poll", f"{figures['queries_a_poll']:.2f}"]
+
+
 def head(*names: str) -> list[list[str]]:
     """The first two lines of a table; all columns but the first are numbers."""
     return [list(names), ["---", *["--:"] * (len(names) - 1)]]
@@ -81,6 +93,7 @@ def measured(row: Figures) -> list[str]:
 
 TABLES: dict[str, Callable[[Figures], Iterable[list[str]]]] = {
     "merging": merging, "concrete": concrete, "linearized": linearized, "large": large,
+    "cluster": cluster,
 }  # fmt: skip
 
 

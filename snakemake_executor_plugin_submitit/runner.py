@@ -66,7 +66,7 @@ class Stages(Checkpointable):
         if not start.exists():  # the time before an interruption is no time in the queue
             start.touch()
         os.environ[QUEUED] = f"{max(0.0, start.stat().st_mtime - self.submitted):.1f}"
-        limit_threads(job.threads)
+        limit_threads(_cores(job))
         redirect(job.log, append=_restarts() > 0)
         print(describe(job), flush=True)
         try:
@@ -154,12 +154,17 @@ def describe(job: Job) -> str:
         f"host {socket.gethostname()}",
         where,
         f"start {_restarts() + 1}",
-        f"{job.threads} threads",
+        f"{_cores(job)} cores",
         f"{memory} MB" if memory else "",
         f"GPU {gpus}" if gpus else "no GPU",
         f"waited {float(env.get(QUEUED, 0)):.0f} s",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _cores(job: Job) -> int:
+    """The cores that the scheduler gave, or else those that the rule asks for."""
+    return int(os.environ.get("SLURM_CPUS_PER_TASK", job.threads))
 
 
 def _restarts() -> int:

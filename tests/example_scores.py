@@ -29,7 +29,13 @@ def add_model(folder: Path, method: str, correct: dict[str, np.ndarray], **descr
         **{"domain": "text", "backbone": "tiny", "mode": "full", "space": "", "suite": "pair", "n_tasks": 2},
         **{"method": method, "method_class": CLASSES[method], "hyperparameters": "{}", "selected_on": ""},
         **{"adapted_on": "", "seed": 0, "trained_on": "", "seen": True, "finetune_seconds": np.nan},
-        **{"fuse_seconds": 2.0, "select_seconds": np.nan, "peak_bytes": 1000, "extra_parameters": 0},
+        **{
+            "fuse_seconds": 2.0,
+            "select_seconds": np.nan,
+            "queue_seconds": 0.0,
+            "peak_bytes": 1000,
+            "extra_parameters": 0,
+        },
         **{"config_hash": "c0ffee", "code_version": "0.1.0", "reason": "", "entropy": 0.5, **described},
     }
     entropy = model.pop("entropy")

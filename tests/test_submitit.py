@@ -139,5 +139,5 @@ def test_make_links_the_profile_and_never_replaces_what_is_there(tmp_path: Path)
     profile.mkdir()
     (profile / "config.yaml").write_text("mine")
     refused = link()
-    assert refused.returncode != 0 and "left as it was" in refused.stderr
+    assert refused.returncode != 0 and "left as it is" in refused.stderr
     assert (profile / "config.yaml").read_text() == "mine"

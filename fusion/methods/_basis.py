@@ -76,8 +76,9 @@ def _thresholds(taus: TaskVectors, align: Callable[[Tensor], Aligned], density: 
 
 
 def _without_rounding(coordinates: Tensor) -> Tensor:
-    """C (T, k, l) with zeros for what is zero but for rounding: a task's zero must not count as agreeing to a sign."""
-    if coordinates.numel() == 0:
-        return coordinates
-    magnitudes = coordinates.abs()
-    return torch.where(magnitudes > ROUNDING * magnitudes.amax(), coordinates, 0)
+    """C (T, k, l), in place, with zeros for what is zero but for rounding: a task's zero must not agree to a sign."""
+    if coordinates.numel():
+        limit = ROUNDING * max(one.abs().amax().item() for one in coordinates)
+        for one in coordinates:
+            torch.hardshrink(one, limit, out=one)
+    return coordinates
