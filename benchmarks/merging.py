@@ -28,7 +28,10 @@ from fusion.vectors import NotApplicable, TaskVectors
 UNITS = {"task_arithmetic": 3.0, "simple_average": 3.0, "ties": 8.0, "dare + task_arithmetic": 6.0}  # T = 8, at most
 GIGABYTES = 1.0  # of anonymous memory, at most, for T = 8 and T = 20
 FASTER = {"ties": 5.0, "tsv_m": 3.0, "iso_c": 3.0}  # than the plain formulation at T = 8, at least
-SETTINGS = {"wudi": {"solver": "closed_form"}}  # its default is 300 steps of gradient descent on every matrix
+SETTINGS: dict[str, dict[str, Any]] = {
+    "wudi": {"solver": "closed_form"},  # its default is 300 steps of gradient descent on every matrix
+    "knots": {"scope": "layer"},  # its default aligns every matrix four times before the first is merged
+}
 TASKS = (8, 20)
 SHARE = 0.1  # of the parameters, merged at least before a merge is stopped
 QUICK = 10.0  # seconds: what takes less is measured three times

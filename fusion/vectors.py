@@ -149,6 +149,10 @@ class TaskVectors:
 
     def layer(self, name: str, theta0: Tensor) -> Layer:
         """The layer of that name; theta0 is the pre-trained tensor."""
+        if self._changes and theta0.numel() and all(coordinatewise for _, coordinatewise in self._changes):
+            runs = [read() for read in self.runs(name, theta0)]  # the task vectors as they were never are in memory
+            taus = torch.cat([run.taus for run in runs], dim=1).reshape(-1, *theta0.shape)
+            return Layer(name, torch.cat([run.pretrained for run in runs]).reshape(theta0.shape), taus)
         layer = self._read(name, theta0, [model[name].detach() for model in self.finetuned])
         for change, coordinatewise in self._changes:
             if coordinatewise and layer.pretrained.numel():

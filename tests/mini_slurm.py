@@ -61,8 +61,8 @@ MaxJobCount=20000
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=high Nodes={host} DefaultTime=10 MaxTime=60 DefMemPerCPU=64 PriorityTier=10 PreemptMode=OFF
-PartitionName=low Nodes={host} Default=YES DefaultTime=10 MaxTime=60 DefMemPerCPU=64 PriorityTier=1 {preemption}
+PartitionName=high Nodes={host} DefaultTime=10 MaxTime=2000 DefMemPerCPU=64 PriorityTier=10 PreemptMode=OFF
+PartitionName=low Nodes={host} Default=YES DefaultTime=10 MaxTime=2000 DefMemPerCPU=64 PriorityTier=1 {preemption}
 """
 
 

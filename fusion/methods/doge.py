@@ -50,10 +50,9 @@ def doge(
         weights = torch.where(weights.isfinite(), weights, 0)
         basis = shared_subspace(unit, subspace)
         delta = modification(unit, weights, size.item(), basis, steps, lr) / size
-        kept = layer.taus.abs().to(limits.dtype) >= limits.to(unit.device)[:, None, None]
         found = torch.zeros_like(delta)
-        for weight, one, mask in zip(weights.to(unit.dtype), unit, kept, strict=True):
-            found += weight * (one + delta) * mask
+        for weight, one, tau, limit in zip(weights.to(unit.dtype), unit, layer.taus, limits, strict=True):
+            found += weight * (one + delta) * (tau.abs().to(limits.dtype) >= limit.to(tau.device))
         return found
 
     return taus.map(update)
@@ -75,7 +74,7 @@ def modification(unit: Tensor, weights: Tensor, size: float, basis: Tensor, step
     """
     rows = unit.transpose(0, 1).contiguous()  # x by rows: (m, T, n)
     total = torch.tensordot(weights.to(unit.dtype), unit, dims=1)
-    own, others = (rows * rows).sum(2).double(), (rows @ total[:, :, None])[:, :, 0].double()
+    own, others = torch.linalg.vector_norm(rows, dim=2).square().double(), (rows @ total[:, :, None])[:, :, 0].double()
     start, weight = size**2 * own - size * others, weights.sum().item()  # (m, T)
     delta, constant = torch.zeros_like(unit[0]), 2 * weight * start.abs().max().item()
     if constant == 0:

@@ -20,10 +20,11 @@ def iso_c(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
     """The pre-trained model plus `scaling` (α) times the sum of the task vectors with a flat spectrum."""
 
     def update(layer: Layer) -> Tensor:
-        is_matrix = layer.pretrained.dim() == 2
-        return flatten_spectrum(layer.taus.sum(0)) if is_matrix else layer.taus.mean(0)
+        (total,) = layer.taus
+        return flatten_spectrum(total) if layer.pretrained.dim() == 2 else total / len(taus)
 
-    return taus.map(update, scaling=scaling)
+    summed = taus.transform(lambda run: run.taus.sum(0, keepdim=True), coordinatewise=True, count=1)
+    return summed.map(update, scaling=scaling)
 
 
 @single_threaded

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Rate, Steps
-from fusion.methods._spectrum import svd
+from fusion.methods._spectrum import single_threaded
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -72,8 +72,12 @@ def descend(start: Tensor, gram: Tensor, target: Tensor, steps: int, lr: float) 
     return start
 
 
+@single_threaded
 def solve(gram: Tensor, target: Tensor, noise: float) -> Tensor:
     """τ = target · gram⁺, by the eigenvalues of gram above `noise` times the greatest: (m, n)."""
-    u, s, v = svd(gram)
-    kept = s > noise * s[:1]
-    return (target @ v[:, kept] / s[kept]) @ u[:, kept].T
+    if gram.numel() == 0:
+        return target
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > noise * values[-1].clamp(min=0)
+    vectors = vectors[:, kept]
+    return (target @ vectors / values[kept]) @ vectors.T
