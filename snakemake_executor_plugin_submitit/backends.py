@@ -3,9 +3,9 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import psutil
@@ -33,12 +33,16 @@ class Backend(Protocol):
         """The states of those jobs that are known; None while the scheduler does not answer."""
         ...
 
-    def cancel(self, ids: Iterable[str]) -> None:
-        """Cancels jobs that are not over yet."""
+    def cancel(self, ids: Iterable[str]) -> bool:
+        """Cancels jobs that are not over yet; whether that is certain."""
         ...
 
     def cancel_named(self, name: str) -> bool:
         """Cancels what was submitted under that name, if anything was; whether that is certain by now."""
+        ...
+
+    def stop(self) -> None:
+        """Lets no `submit` wait any longer; it raises ValueError."""
         ...
 
 
@@ -49,16 +53,17 @@ class Slurm:
 
     def __init__(self, signal_delay: int, max_timeouts: int) -> None:
         self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
+        self._stopped = Event()
         self.largest_array = slurm.largest_array()
 
     def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
         """Waits while SLURM cannot be reached; what an attempt that failed did submit is cancelled before the next."""
+        _forget_own_job()
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self._max_timeouts)
         options = {key.removeprefix("slurm_"): value for key, value in wanted.items()}
         options["time"] = options.pop("timeout_min")
-        executor.update_parameters(
-            **options, job_name=name, signal_delay_s=self._signal_delay, array_parallelism=len(functions)
-        )
+        delay = min(self._signal_delay, 30 * options["time"])  # at most half the limit
+        executor.update_parameters(**options, job_name=name, signal_delay_s=delay, array_parallelism=len(functions))
         while True:
             try:
                 with executor.batch():
@@ -68,17 +73,23 @@ class Slurm:
                 if not slurm.NOT_NOW.search(str(error)):
                     raise ValueError(slurm.refusal(error)) from error
             while not self.cancel_named(name):
-                time.sleep(RETRY)
-            time.sleep(RETRY)
+                self._wait()
+            self._wait()
 
     states = staticmethod(slurm.states)
     cancel = staticmethod(slurm.cancel)
 
     def cancel_named(self, name: str) -> bool:
         ids = slurm.named(name)
-        if ids:
-            slurm.cancel(ids)
-        return ids is not None
+        return ids is not None and self.cancel(ids)
+
+    def stop(self) -> None:
+        """Lets no attempt to submit go on."""
+        self._stopped.set()
+
+    def _wait(self) -> None:
+        if self._stopped.wait(RETRY):
+            raise ValueError("Snakemake is ending")
 
 
 class Local:
@@ -114,7 +125,10 @@ class Local:
         """RUNNING or FAILED: a process that is there no more, or is another by now, has failed or finished."""
         return {one: State("RUNNING" if _runs(one) else "FAILED", "") for one in ids}
 
-    def cancel(self, ids: Iterable[str]) -> None:
+    def stop(self) -> None:
+        """Nothing: no submission waits."""
+
+    def cancel(self, ids: Iterable[str]) -> bool:
         """Ends the processes and all that they started."""
         processes = [process for one in ids if _runs(one) for process in _family(int(one))]
         for process in processes:
@@ -122,12 +136,21 @@ class Local:
         _, alive = psutil.wait_procs(processes, timeout=3)
         for process in alive:
             process.kill()
+        return True
 
     def cancel_named(self, name: str) -> bool:
         for process in psutil.process_iter(["cmdline"]):
             if any(f"/{name}" in word for word in process.info["cmdline"] or ()):
                 self.cancel([str(process.pid)])
         return True
+
+    def take_up(self, identifier: str) -> None:
+        """Counts the GPUs of a job that a process before this one started."""
+        try:
+            visible = psutil.Process(int(identifier)).environ().get("CUDA_VISIBLE_DEVICES", "")
+        except psutil.Error:
+            return
+        self._taken[identifier] = [int(one) for one in visible.split(",") if one.isdigit()]
 
     def _free(self) -> list[int]:
         self._taken = {one: devices for one, devices in self._taken.items() if _runs(one)}
@@ -144,6 +167,12 @@ def visible_devices() -> list[int]:
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     return list(range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines())))
+
+
+def _forget_own_job() -> None:
+    """Where Snakemake runs in a SLURM job: its variables must not reach the jobs that it submits."""
+    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
+        del os.environ[name]
 
 
 def _runs(identifier: str) -> bool:

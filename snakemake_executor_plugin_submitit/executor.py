@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import RLock, current_thread, main_thread
@@ -44,7 +45,8 @@ common_settings = CommonSettings(
     init_seconds_before_status_checks=0,
 )
 
-LOOK = 0.3  # seconds between two looks at the results, which are files
+LOOK = 0.3  # seconds between two looks at the results, which are files, at least
+IDLE = 30  # times as long as looking took, where that is longer
 SURE = 2  # polls in a row that must find a job gone before it counts as lost: its result may still be on the way
 
 
@@ -77,7 +79,6 @@ class Submitted:
     """One job that the scheduler has: what it is known by, and where its outcome will be."""
 
     job: Any
-    output: str
     batch: Batch
     place: Place
     outcome: Path
@@ -136,14 +137,16 @@ class Executor(RemoteExecutor):
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """Cancels everything that was submitted and is not over, and what was just being submitted."""
         self._cancelled = True
-        open_batches = [batch for batch in self._journal.batches.values() if batch.open]
-        for batch in open_batches:
-            if not batch.id:
-                self._backend.cancel_named(batch.name)
-        self._backend.cancel({batch.id for batch in open_batches if batch.id})
-        for batch in open_batches:
-            for output in list(batch.open):
-                self._journal.over(output)
+        self._backend.stop()
+        batches = [batch for batch in self._journal.batches.values() if batch.open]
+        certain = self._backend.cancel({batch.id for batch in batches if batch.id})
+        for batch in batches:
+            if certain if batch.id else self._backend.cancel_named(batch.name):
+                for output in list(batch.open):  # what is done stays for the next run to find
+                    if not self._outcome(output).exists():
+                        self._journal.over(output)
+            else:
+                self.logger.error(f"{batch.name} may still be in the queue; the next run takes it up")
 
     def shutdown(self) -> None:
         """Ends the polling."""
@@ -151,18 +154,21 @@ class Executor(RemoteExecutor):
         self._journal.close()
 
     def handle_job_success(self, job: Any) -> None:
-        """Logs how far the run is."""
+        """Notes that the job is over, now that Snakemake has its output, and logs how far the run is."""
+        self._journal.over(_output(job))
         for single in job.jobs if job.is_group() else [job]:
             self.logger.info(self._progress.finish(single, single.rule.name, describe(single), time.monotonic()))
 
     def handle_job_error(self, job: Any) -> None:
-        """Nothing: what is to be said has been said."""
+        """Notes that the job is over; what is to be said has been said."""
+        self._journal.over(_output(job))
 
     async def check_active_jobs(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Reports the jobs that are over, and yields the others."""
         jobs: list[Submitted] = [info.aux["submitted"] for info in active_jobs]  # pyright: ignore
+        began = time.monotonic()
         finished = _existing(submitted.outcome for submitted in jobs)
         states = None
         if (
@@ -185,6 +191,8 @@ class Executor(RemoteExecutor):
                 self._lose(info, submitted, states)
         if self._waiting:
             await asyncio.to_thread(self._submit_waiting)  # Snakemake prepares a job by an event loop of its own
+        pause = max(LOOK, IDLE * (time.monotonic() - began))
+        self.next_seconds_between_status_checks = pause  # pyright: ignore[reportIncompatibleMethodOverride]
 
     # -- submitting
 
@@ -202,7 +210,8 @@ class Executor(RemoteExecutor):
     def _submit_waiting(self) -> None:
         with self._submitting:
             waiting, self._waiting = self._waiting, ()
-            self._submit(waiting)
+            if not self._cancelled:
+                self._submit(waiting)
 
     def _submit(self, jobs: Sequence[Any]) -> None:
         """Submits jobs: one array for those with equal needs, within its limit."""
@@ -248,9 +257,11 @@ class Executor(RemoteExecutor):
             for task, (bundle, work) in enumerate(zip(bundles, works, strict=True))
         ]
         outputs = [
-            [(_output(job), one) for job, one in zip(b, w, strict=True)]
-            for b, w in zip(bundles, map(self._digests, works), strict=True)
+            [(_output(job), _digest(job, work)) for job, work in zip(*pair, strict=True)]
+            for pair in zip(bundles, works, strict=True)
         ]
+        if self._cancelled:
+            return
         batch = self._journal.submitting(name, outputs)
         try:
             identifier = self._backend.submit(folder, name, functions, wanted)
@@ -261,6 +272,9 @@ class Executor(RemoteExecutor):
                     self._refuse(job, str(error))
             return
         self._journal.submitted(name, identifier)
+        if self._cancelled:  # while it was submitted
+            self._backend.cancel([identifier])
+            return
         for bundle in bundles:
             for job in bundle:
                 self._watch(job, batch)
@@ -278,9 +292,6 @@ class Executor(RemoteExecutor):
             return self.format_job_exec(job)
         return payload(job, gpus=int(job.resources.get("gpus") or 0))
 
-    def _digests(self, works: Sequence[Job | str]) -> list[str]:
-        return [digest(asdict(work) if isinstance(work, Job) else "") for work in works]
-
     def _function(self, bundle: Sequence[Any], works: Sequence[Any], folder: Path, task: int) -> Stages | Command:
         outcomes = [str(_outcome(folder, task, index)) for index in range(len(bundle))]
         here = str(self.workflow.workdir_init)
@@ -291,31 +302,49 @@ class Executor(RemoteExecutor):
     def _watch(self, job: Any, batch: Batch) -> None:
         place = self._journal.place(_output(job))
         assert place is not None
-        outcome = _outcome(self._journal.folder / batch.name, place.task, place.index)
-        submitted = Submitted(job, _output(job), batch, place, outcome)
+        submitted = Submitted(job, batch, place, self._outcome(_output(job)))
         info = SubmittedJobInfo(job, external_jobid=submitted.id, aux={"submitted": submitted})
         self.report_job_submission(info, register_job=False)
 
     def _take_up(self, job: Any) -> bool:
         """Whether the job was submitted by a process before this one, and is now watched by this one."""
-        place = self._journal.place(_output(job))
+        output = _output(job)
+        place = self._journal.place(output)
         if place is None:
             return False
-        batch = self._journal.batches[place.batch]
-        same = place.digest == self._digests([self._work(job)])[0]
-        outcome = _outcome(self._journal.folder / batch.name, place.task, place.index)
-        failed = outcome.exists() and bool(json.loads(outcome.read_text(encoding="utf-8"))["error"])
-        if batch.id and same and not failed:
+        batch, outcome = self._journal.batches[place.batch], self._outcome(output)
+        same = place.digest == _digest(job, self._work(job)) and not _newer(job.input, batch.time)
+        done = json.loads(outcome.read_text(encoding="utf-8")) if outcome.exists() else None
+        if batch.id and same and not (done and done["error"]):
             self.logger.info(f"» {describe(job)} was submitted before: job {batch.job_id(place.task)}")
+            if isinstance(self._backend, Local):
+                self._backend.take_up(batch.job_id(place.task))
             self._watch(job, batch)
             return True
-        if not failed:  # it may still run, and would write to the same place
-            if batch.id:
-                self._backend.cancel([batch.job_id(place.task)])
-            while not batch.id and not self._backend.cancel_named(batch.name):
-                time.sleep(1)
-        self._journal.over(_output(job))
+        if done is None:  # it may still run, and would write to the same place
+            self._end(batch, place)
+        self._journal.over(output)
         return False
+
+    def _end(self, batch: Batch, place: Place) -> None:
+        """Cancels a job and waits until it has ended; also while the scheduler does not answer."""
+        if not batch.id:
+            while not self._backend.cancel_named(batch.name):
+                time.sleep(1)
+            return
+        identifier = batch.job_id(place.task)
+        while True:
+            self._backend.cancel([identifier])
+            states = self._backend.states([identifier])
+            if states is not None and (identifier not in states or states[identifier].end):
+                return
+            time.sleep(1)
+
+    def _outcome(self, output: str) -> Path:
+        """Where the job that makes this output leaves its outcome."""
+        place = self._journal.place(output)
+        assert place is not None
+        return _outcome(self._journal.folder / place.batch, place.task, place.index)
 
     def _refuse(self, job: Any, why: str) -> None:
         self.report_job_error(SubmittedJobInfo(job), msg=f"{describe(job)} was not submitted: {why}\n")
@@ -324,11 +353,13 @@ class Executor(RemoteExecutor):
 
     def _finish(self, info: SubmittedJobInfo, submitted: Submitted) -> None:
         found = json.loads(submitted.outcome.read_text(encoding="utf-8"))
-        self._journal.over(submitted.output)
         if found["error"]:
             return self._fail(info, submitted, f"failed: {found['error']}")
         if has_stage(submitted.job) and submitted.job.benchmark:
-            _write_benchmark(submitted.job, found, self.workflow.output_settings.benchmark_extended)
+            try:
+                _write_benchmark(submitted.job, found, self.workflow.output_settings.benchmark_extended)
+            except OSError as error:
+                return self._fail(info, submitted, f"has no benchmark: {error}")
         self.report_job_success(info)
 
     def _is_lost(self, submitted: Submitted, states: Any) -> bool:
@@ -342,11 +373,11 @@ class Executor(RemoteExecutor):
     def _lose(self, info: SubmittedJobInfo, submitted: Submitted, states: Any) -> None:
         """Reports a job that will have no outcome; one that shared its process and had not begun is submitted again."""
         state = states.get(submitted.id)
-        self._journal.over(submitted.output)
         if state is not None and state.hopeless:
             self._backend.cancel([submitted.id])
             return self._fail(info, submitted, f"would wait for ever: SLURM says {state.reason}")
-        if submitted.place.index > 0 and not started(submitted.outcome).exists():
+        first = _outcome(submitted.outcome.parent, submitted.place.task, 0)
+        if started(first).exists() and not started(submitted.outcome).exists():
             with self._submitting:
                 self._waiting = [*self._waiting, submitted.job]
             return
@@ -355,7 +386,10 @@ class Executor(RemoteExecutor):
 
     def _fail(self, info: SubmittedJobInfo, submitted: Submitted, what: str) -> None:
         singles = submitted.job.jobs if submitted.job.is_group() else [submitted.job]
-        logs = [str(path) for job in singles for path in job.log] + [str(path) for path in self._streams(submitted)]
+        own = [str(path) for job in singles for path in job.log]  # of an earlier run, if it had not begun
+        logs = own * (started(submitted.outcome).exists() or submitted.job.is_group()) + [
+            str(path) for path in self._streams(submitted)
+        ]
         name = f"{describe(submitted.job)} (job {submitted.id})"
         self.report_job_error(info, msg=f"{name} {what}\n{tail(logs)}\n")
 
@@ -378,8 +412,24 @@ def _outcome(folder: Path, task: int, index: int) -> Path:
 def _existing(paths: Any) -> set[Path]:
     """Those of the paths that exist: one listing a folder, which also renews what a network file system remembers."""
     paths = set(paths)
-    there = {folder: set(os.listdir(folder)) for folder in {path.parent for path in paths} if folder.is_dir()}
+    there: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:
+        with suppress(OSError):  # a network file system may be away for a while
+            there[folder] = set(os.listdir(folder))
     return {path for path in paths if path.name in there.get(path.parent, ())}
+
+
+def _digest(job: Any, work: Job | str) -> str:
+    """What tells a job from another one that makes the same output."""
+    if isinstance(work, Job):
+        return digest(asdict(work))
+    singles = job.jobs if job.is_group() else [job]
+    return digest([[str(one.rule.shellcmd), sorted(map(str, one.input)), dict(one.params.items())] for one in singles])
+
+
+def _newer(inputs: Any, when: float) -> bool:
+    """Whether any of the files was changed after that time: a job submitted then did not see it."""
+    return any(path.stat().st_mtime > when for path in map(Path, map(str, inputs)) if path.exists())
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -8,9 +8,11 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 
@@ -30,6 +32,7 @@ class Batch:
 
     name: str
     tasks: int
+    time: float  # seconds since the epoch
     id: str = ""
     open: set[str] = field(default_factory=set)  # the outputs of jobs that are not over
 
@@ -47,6 +50,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._writing = Lock()  # of the threads of this process
         self.batches: dict[str, Batch] = {}
         self._places: dict[str, Place] = {}
         self._file = (folder / "journal.jsonl").open("a+", encoding="utf-8")
@@ -61,7 +65,7 @@ class Journal:
 
     def submitting(self, name: str, jobs: Sequence[Sequence[tuple[str, str]]]) -> Batch:
         """Notes a batch before it is submitted: of every task's jobs the output and the digest."""
-        self._write({"batch": name, "jobs": [[list(job) for job in task] for task in jobs]})
+        self._write({"batch": name, "time": time.time(), "jobs": [[list(job) for job in task] for task in jobs]})
         os.fsync(self._file.fileno())
         return self.batches[name]
 
@@ -100,9 +104,10 @@ class Journal:
         return [json.loads(line) for line in whole.splitlines()]
 
     def _write(self, event: dict[str, Any]) -> None:
-        self._file.write(json.dumps(event) + "\n")
-        self._file.flush()
-        self._apply(event)
+        with self._writing:
+            self._file.write(json.dumps(event) + "\n")
+            self._file.flush()
+            self._apply(event)
 
     def _apply(self, event: dict[str, Any]) -> None:
         if "over" in event:
@@ -110,7 +115,7 @@ class Journal:
         elif "id" in event:
             self.batches[event["batch"]].id = event["id"]
         else:
-            batch = self.batches[event["batch"]] = Batch(event["batch"], len(event["jobs"]))
+            batch = self.batches[event["batch"]] = Batch(event["batch"], len(event["jobs"]), event["time"])
             for task, jobs in enumerate(event["jobs"]):
                 for index, (output, work) in enumerate(jobs):
                     self._forget(output)

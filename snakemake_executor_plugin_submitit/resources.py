@@ -13,7 +13,6 @@ AS_THEY_ARE = {  # resources that are options of sbatch, under the names that su
     "gres": "slurm_gres",
     "exclude": "slurm_exclude",
     "nodelist": "slurm_nodelist",
-    "nodes": "nodes",
 }
 RUNTIME = 60  # minutes, where a rule says nothing
 
@@ -22,7 +21,7 @@ def parameters(resources: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """The parameters of submitit's executor for a job with these Snakemake resources.
 
     runtime (minutes), mem_mb or mem_mb_per_cpu (of which the latter wins), cpus_per_task (else the threads), gpus,
-    gres (which wins over gpus), slurm_partition, slurm_account, qos, constraint, exclude, nodelist, nodes, and
+    gres (which wins over gpus), slurm_partition, slurm_account, qos, constraint, exclude, nodelist, and
     slurm_extra: more options of sbatch, as on its command line. Raises ValueError for options it cannot read.
     """
     found: dict[str, Any] = {

@@ -28,6 +28,7 @@ from snakemake_executor_plugin_forkserver.worker import limit_threads, redirect
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the network is not here
 GRACE = (20, 5)  # seconds after SIGTERM, and after SIGKILL
+PATIENCE = 60  # attempts to have a job requeued, a second apart
 
 
 @dataclass
@@ -67,18 +68,19 @@ class Stages(Checkpointable):
             start.touch()
         os.environ[QUEUED] = f"{max(0.0, start.stat().st_mtime - self.submitted):.1f}"
         limit_threads(_cores(job))
-        redirect(job.log, append=_restarts() > 0)
-        print(describe(job), flush=True)
         try:
+            redirect(job.log, append=_restarts() > 0)
+            print(describe(job), flush=True)
             try:
                 run(job)
             except Interrupted:
                 self._requeue()
-        except Exception as failure:  # submitit's own, too: the time limit was reached too often
-            traceback.print_exc()
-            error = f"{type(failure).__name__}: {failure}"
-        finally:
             sys.stdout.flush()
+        except Exception as failure:  # submitit's own, too: the time limit was reached too often
+            error = f"{type(failure).__name__}: {failure}"
+            with suppress(OSError):  # the file system may be full
+                traceback.print_exc()
+                sys.stdout.flush()
         leave(outcome, error, began, resource.getrusage(resource.RUSAGE_SELF))
 
     def _listen(self) -> None:
@@ -93,7 +95,13 @@ class Stages(Checkpointable):
 
     def _requeue(self) -> None:
         """Does what submitit does on SIGUSR2: asks the scheduler to run this job again, and ends the process."""
-        print("» interrupted; to be started again", flush=True)
+        with suppress(OSError):
+            print("» interrupted; to be started again", flush=True)
+        for _ in range(PATIENCE):
+            try:
+                return self._waiting(signal.SIGUSR2, None)
+            except subprocess.CalledProcessError:  # the scheduler does not answer
+                time.sleep(1)
         self._waiting(signal.SIGUSR2, None)
 
 
@@ -107,6 +115,8 @@ class Command(Checkpointable):
     _process: Any = field(default=None, repr=False)
 
     def __call__(self) -> None:
+        if Path(self.outcome).exists():
+            return
         began = time.time()
         self._process = subprocess.Popen(self.command, shell=True, cwd=self.folder, start_new_session=True)
         code = self._process.wait()
@@ -115,11 +125,11 @@ class Command(Checkpointable):
 
     def checkpoint(self) -> DelayedSubmission:
         """The same command, after what runs of it has been ended."""
-        if self._process and self._process.poll() is None:
+        if self._process:
             for number, seconds in zip((signal.SIGTERM, signal.SIGKILL), GRACE, strict=True):
-                os.killpg(self._process.pid, number)
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(seconds)
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, number)
+                if _ends(self._process.pid, seconds):
                     break
         return DelayedSubmission(Command(self.command, self.folder, self.outcome))
 
@@ -134,6 +144,19 @@ def leave(outcome: str | Path, error: str, began: float, usage: resource.struct_
     }
     with new_file(outcome) as file:
         file.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _ends(pid: int, seconds: float) -> bool:
+    """Whether a child ends in that time; Popen.wait, which the signal's handler interrupted, holds its own lock."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return True
+        except ChildProcessError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def started(outcome: Path) -> Path:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-TIMEOUT = 30  # seconds that a call of SLURM may take
+TIMEOUT, SHORT = 20, 4  # seconds that a call of SLURM may take, and one on the way out
 ENDED = {  # states of squeue that are the end of a job; it forgets them after MinJobAge
     "BOOT_FAIL": "its node did not boot",
     "CANCELLED": "it was cancelled",
@@ -20,8 +20,8 @@ ENDED = {  # states of squeue that are the end of a job; it forgets them after M
 }
 # reasons for which a pending job would wait for ever
 HOPELESS = re.compile(
-    r"PerJob|Invalid|NotAllowed|BadConstraints|NeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|"
-    r"JobHoldMaxRequeue|JobHeldAdmin|launch.failed.requeued.held|ReqNodeNotAvail.*UnavailableNodes:$"
+    r"PerJob|Invalid|NotAllowed|BadConstraints|NeverSatisfied|PartitionTimeLimit|JobHoldMaxRequeue|"
+    r"launch.failed.requeued.held"
 )
 # what sbatch says where asking again later helps
 NOT_NOW = re.compile(
@@ -69,17 +69,22 @@ def states(ids: Iterable[str]) -> Mapping[str, State] | None:
 def named(name: str) -> list[str] | None:
     """The ids of this user's jobs of that name; None where SLURM does not answer."""
     try:
-        answer = _run(["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}", f"--name={name}"])
+        answer = _run(["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}", f"--name={name}"], SHORT)
     except (subprocess.TimeoutExpired, OSError):
         return None
     return None if answer.returncode else sorted(set(answer.stdout.split()))
 
 
-def cancel(ids: Iterable[str]) -> None:
-    """Cancels jobs; those that are over already are no error."""
-    ids = sorted(ids)
+def cancel(ids: Iterable[str]) -> bool:
+    """Cancels jobs, and whether that is certain; those that are over already are no error."""
+    ids, certain = sorted(ids), True
     for first in range(0, len(ids), 500):
-        _run(["scancel", "--quiet", *ids[first : first + 500]])
+        try:
+            answer = _run(["scancel", "--quiet", *ids[first : first + 500]], SHORT)
+        except (subprocess.TimeoutExpired, OSError):
+            return False
+        certain = certain and (answer.returncode == 0 or "Invalid job id" in answer.stderr)
+    return certain
 
 
 def largest_array() -> int:
@@ -98,5 +103,5 @@ def refusal(error: Exception) -> str:
     return "; ".join(lines) or str(error).strip()
 
 
-def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+def _run(command: list[str], seconds: float = TIMEOUT) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)

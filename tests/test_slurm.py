@@ -1,6 +1,7 @@
 """The submitit executor on a real SLURM that these tests start, and what it does when things go wrong."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -289,12 +290,12 @@ def test_a_full_results_folder_fails_clearly_and_leaves_nothing_half_written(slu
 def test_the_tiny_workflow_has_the_tables_of_a_local_run(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, changes = (
-        tmp_path / "home",
-        {"modes": ["full", "l_lora"], "methods": ["task_arithmetic", "concrete_layer_wise"]},
-    )
-    subprocess.run(["make", "-C", ROOT, "slurm-profile", f"XDG_CONFIG_HOME={home}"], check=True)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    changes = {"modes": ["full", "l_lora"], "methods": ["task_arithmetic", "concrete_layer_wise"]}
+    profile = shutil.copytree(ROOT / "profiles/slurm", tmp_path / "home/snakemake/slurm") / "config.yaml"
+    text = profile.read_text()
+    assert "cpus_per_task: 4" in text  # more cores would add up in another order
+    profile.write_text(text.replace("cpus_per_task: 4", "cpus_per_task: 1"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FUSION_DEVICE", "cpu")  # the GPUs of this SLURM are no real ones
     alone = snakemake(tmp_path / "alone", **changes)
     assert alone.returncode == 0, alone.output
