@@ -81,7 +81,8 @@ def _norm(coefficients: Tensor, cosine: Tensor) -> Tensor:
 
 def _runs(layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
     """θ0 (c,) and τ (T, c) in float64, in runs that fit in a core's cache; one empty run of an empty layer."""
+    most = RUN // 8  # twice the bytes, and for every task its own
     size = layer.pretrained.numel()
     start, taus = layer.pretrained.reshape(size), layer.taus.reshape(len(layer.taus), size)
-    for first in range(0, max(size, 1), RUN):
-        yield start[first : first + RUN].double(), taus[:, first : first + RUN].double()
+    for first in range(0, max(size, 1), most):
+        yield start[first : first + most].double(), taus[:, first : first + most].double()
