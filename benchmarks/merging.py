@@ -1,21 +1,24 @@
 """Every data-free method, disk to disk, on random models of CLIP ViT-B/32's size: `python benchmarks/merging.py`.
 
 The unit is the time in which `cat` reads the pre-trained and the fine-tuned files and `cp` writes one, in the same
-run. Each merge runs in a process of its own with the imports done and the files in the page cache. What takes longer
-than `--limit` seconds is stopped between two tensors, and its time estimated from the parameters merged until then.
+run; where there is a target, measured anew beside every merge, for it varies with what else the machine does. Each
+merge runs in a process of its own with the imports done and the files in the page cache. What takes longer than
+`--limit` seconds is stopped between two tensors, and its time estimated from the parameters merged until then.
 """
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import PeakMemory, bound, in_subprocess, verdict, write
+from machine import RESULTS, PeakMemory, bound, in_subprocess, verdict, write
 from models import make, open_models
 from plain import PLAIN, Tensors
 from torch import Generator
@@ -34,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 TASKS = (8, 20)
 SHARE = 0.1  # of the parameters, merged at least before a merge is stopped
-QUICK = 10.0  # seconds: what takes less is measured three times
+QUICK, REPEATS = 10.0, 4  # seconds: what takes less is measured so many more times
 
 
 def main() -> None:
@@ -47,12 +50,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, max(options.tasks))
-        units = {tasks: unit(folder, tasks) for tasks in options.tasks}
+        units = {tasks: statistics.median(unit(folder, tasks) for _ in range(5)) for tasks in options.tasks}
         print("units:", ", ".join(f"{seconds:.2f} s at T = {tasks}" for tasks, seconds in units.items()))
         rows = [measured(folder, p, t, units[t], options.limit) for p in options.only or pipelines() for t in units]
         ours = {row["method"]: row["seconds"] for row in rows if row["tasks"] == 8 and "seconds" in row}
         plain = [baseline(folder, p, ours[p], options.limit) for p in FASTER if p in ours]
+    if options.only:  # in the place of the rows that the file has of these methods
+        before = json.loads((RESULTS / "merging.json").read_text(encoding="utf-8"))
+        rows = replaced(before["methods"], rows)
+        plain = replaced(before["plain"], plain)
     write("merging", {"unit_seconds": units, "methods": rows, "plain": plain})
+
+
+def replaced(before: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows before, with those of the same method and number of tasks in the place of older ones."""
+    new = {(row["method"], row["tasks"]): row for row in rows}
+    kept = [new.pop((row["method"], row["tasks"]), row) for row in before]
+    return [*kept, *new.values()]
 
 
 def pipelines() -> list[str]:
@@ -67,15 +81,19 @@ def measured(folder: Path, pipeline: str, tasks: int, unit_seconds: float, limit
     row: dict[str, Any] = {"method": pipeline, "tasks": tasks}
     try:
         runs: list[dict[str, Any]] = [in_subprocess(time_merge, folder, pipeline, tasks, limit, seconds=60 + 2 * limit)]
+        beside = [unit_seconds]
         if "seconds" in runs[0] and runs[0]["seconds"] < QUICK:
-            runs += [in_subprocess(time_merge, folder, pipeline, tasks, limit) for _ in range(2)]
+            for _ in range(REPEATS):
+                runs.append(in_subprocess(time_merge, folder, pipeline, tasks, limit))
+                beside.append(unit(folder, tasks) if pipeline in UNITS else unit_seconds)
     except multiprocessing.TimeoutError:
         runs = [{"skipped": f"merged nothing in {60 + 2 * limit:.0f} s"}]
     if "skipped" in runs[0]:
         print(f"{pipeline:40} T = {tasks:2}: {runs[0]['skipped']}", flush=True)
         return row | runs[0]
     seconds = statistics.median(run["seconds"] for run in runs)
-    units = bound(seconds / unit_seconds, at_most=UNITS.get(pipeline) if tasks == 8 else None)
+    ratio = statistics.median(run["seconds"] / one for run, one in zip(runs, beside, strict=True))
+    units = bound(ratio, at_most=UNITS.get(pipeline) if tasks == 8 else None)
     memory = bound(max(run["bytes"] for run in runs) / 1e9, at_most=GIGABYTES)
     about = "about " if runs[0]["estimated"] else ""
     text = f"{about}{seconds:.2f} s, {about}{verdict(units)} units, {verdict(memory)} GB"
@@ -138,17 +156,15 @@ def timed_save(folder: Path, vectors: TaskVectors, tensors: Tensors, began: floa
 
 
 def unit(folder: Path, tasks: int) -> float:
-    """Seconds in which `cat` reads the files and `cp` writes one; the median of five."""
+    """Seconds in which `cat` reads the files and `cp` writes one, the pages of all being in memory."""
     files = [folder / "pretrained.safetensors", *(folder / f"{t}.safetensors" for t in range(tasks))]
-    found = []
-    for _ in range(6):  # the first warms the page cache
-        began = time.perf_counter()
-        with open("/dev/null", "wb") as nowhere:
-            subprocess.run(["cat", *files], stdout=nowhere, check=True)
-        subprocess.run(["cp", files[0], folder / "copy"], check=True)
-        found.append(time.perf_counter() - began)
-        (folder / "copy").unlink()
-    return statistics.median(found[1:])
+    began = time.perf_counter()
+    with open("/dev/null", "wb") as nowhere:
+        subprocess.run(["cat", *files], stdout=nowhere, check=True)
+    subprocess.run(["cp", files[0], folder / "copy"], check=True)
+    found = time.perf_counter() - began
+    (folder / "copy").unlink()
+    return found
 
 
 if __name__ == "__main__":
