@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def merging(figures: Figures) -> Iterable[list[str]]:
-    """Merging disk to disk, 88M parameters in float32; times in units of reading the inputs and writing the output"""
+    """Merging models of 88M parameters in float32, disk to disk, in units of `cat` of the inputs and `cp` of one"""
     found = {(row["method"], row["tasks"]): row for row in figures["methods"]}
     counts = sorted({tasks for _, tasks in found})
     yield from head("method", *(f"{what}, T = {t}" for t in counts for what in ("units", "GB")))
@@ -87,8 +87,10 @@ def head(*names: str) -> list[list[str]]:
 def measured(row: Figures) -> list[str]:
     """Units and gigabytes of a merge, or the reason why there are none."""
     if "skipped" in row:
-        return [row["skipped"], "–"]
-    return [("≈ " if row["estimated"] else "") + verdict(row["units"]), verdict(row["gigabytes"])]
+        return [row["skipped"].partition(":")[0], "–"]
+    memory = row["gigabytes"]
+    most = f"{memory['value']:.2f}" if memory["met"] else verdict(memory)
+    return [("≈ " if row["estimated"] else "") + verdict(row["units"]), most]
 
 
 TABLES: dict[str, Callable[[Figures], Iterable[list[str]]]] = {

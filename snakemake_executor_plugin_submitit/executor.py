@@ -46,7 +46,7 @@ common_settings = CommonSettings(
 )
 
 LOOK = 0.3  # seconds between two looks at the results, which are files, at least
-IDLE = 30  # times as long as looking took, where that is longer
+IDLE, LONGEST = 30, 3.0  # times as long as looking took, where that is longer, and at most so many seconds
 SURE = 2  # polls in a row that must find a job gone before it counts as lost: its result may still be on the way
 
 
@@ -170,7 +170,7 @@ class Executor(RemoteExecutor):
         jobs: list[Submitted] = [info.aux["submitted"] for info in active_jobs]  # pyright: ignore
         began = time.monotonic()
         finished = _existing(submitted.outcome for submitted in jobs)
-        states = None
+        looked, states = time.monotonic() - began, None
         if (
             jobs
             and time.monotonic() - self._polled >= min(self._settings.poll, self._backend.longest_poll)
@@ -191,7 +191,7 @@ class Executor(RemoteExecutor):
                 self._lose(info, submitted, states)
         if self._waiting:
             await asyncio.to_thread(self._submit_waiting)  # Snakemake prepares a job by an event loop of its own
-        pause = max(LOOK, IDLE * (time.monotonic() - began))
+        pause = min(max(LOOK, IDLE * looked), LONGEST)
         self.next_seconds_between_status_checks = pause  # pyright: ignore[reportIncompatibleMethodOverride]
 
     # -- submitting
