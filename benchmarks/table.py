@@ -67,7 +67,7 @@ def large(figures: Figures) -> Iterable[list[str]]:
         yield [row["method"], f"{row['seconds']:.0f}", verdict(row["gigabytes"])]
 
 
-def cluster(figures: Figures) -> Iterable[list[str]]:
+def slurm(figures: Figures) -> Iterable[list[str]]:
     """The submitit executor on a SLURM of this one machine"""
     yield from head("what", "value")
     yield ["20 jobs without work, s", f"{figures['seconds_20']:.1f}"]
@@ -95,7 +95,7 @@ def measured(row: Figures) -> list[str]:
 
 TABLES: dict[str, Callable[[Figures], Iterable[list[str]]]] = {
     "merging": merging, "concrete": concrete, "linearized": linearized, "large": large,
-    "cluster": cluster,
+    "slurm": slurm,
 }  # fmt: skip
 
 

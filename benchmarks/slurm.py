@@ -1,4 +1,4 @@
-"""The submitit executor on a SLURM of one machine: `python benchmarks/cluster.py`.
+"""The submitit executor on a SLURM of one machine: `python benchmarks/slurm.py`.
 
 The seconds that 20 jobs without work take from the start of Snakemake to its end, beside those of
 snakemake-executor-plugin-slurm where it is installed, at its fastest setting; of 300 jobs; and what the main process
@@ -32,15 +32,15 @@ WATCHED = 60  # seconds
 
 
 def main() -> None:
-    """Measures, prints a line a figure and writes results/cluster.json."""
+    """Measures, prints a line a figure and writes results/slurm.json."""
     with tempfile.TemporaryDirectory() as name:
         slurm = Slurm(Path(name) / "slurm", max_array=2001)
         try:
             slurm.start()
         except NoSlurm as reason:
-            return write("cluster", {"skipped": str(reason)})
+            return write("slurm", {"skipped": str(reason)})
         try:
-            write("cluster", measure(Path(name), slurm))
+            write("slurm", measure(Path(name), slurm))
         finally:
             slurm.stop()
 
