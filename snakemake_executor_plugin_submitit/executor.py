@@ -266,6 +266,8 @@ class Executor(RemoteExecutor):
         try:
             identifier = self._backend.submit(folder, name, functions, wanted)
         except (ValueError, OSError) as error:
+            if self._cancelled:  # whether it was submitted is for `cancel_jobs`, or the next run, to find out
+                return
             for bundle in bundles:
                 for job in bundle:
                     self._journal.over(_output(job))
