@@ -31,7 +31,7 @@ def kept(density: float, count: int) -> int:
     return int(density * count + 1e-6)
 
 
-STRIDE = 61  # of the sample; prime, or it would be of a few columns of each matrix
+STRIDE = 251  # of the sample; prime, or it would be of a few columns of each matrix
 MOST = 1 / 16  # of the coordinates gathered in brackets: more are few values repeated, which are counted instead
 Counts = list[tuple[Any, np.ndarray]]  # per task: keys, and how often each occurs
 

@@ -18,7 +18,7 @@ from fusion.parallel import RUNS_AHEAD, is_finite, workers
 
 __all__ = ["Change", "Layer", "Merged", "NotApplicable", "TaskModels", "TaskVectors"]
 
-RUN = 1 << 17  # coordinates: the task vectors of eight models are then 4 MB
+RUN = 1 << 21  # numbers in the task vectors of one run, 8 MB of them
 
 
 class NotApplicable(ValueError):
@@ -134,8 +134,9 @@ class TaskVectors:
         """The layer's runs in order, each computed when it is called: by a worker, where no change needs it whole."""
         if all(coordinatewise for _, coordinatewise in self._changes):
             models = [model[name].detach().reshape(-1) for model in self.finetuned]
-            for start in range(0, theta0.numel(), RUN * stride):
-                place = slice(start, start + RUN * stride, stride)
+            length = run_length(len(models)) * stride
+            for start in range(0, theta0.numel(), length):
+                place = slice(start, start + length, stride)
                 yield partial(self._run, name, theta0.reshape(-1)[place], [model[place] for model in models], start)
             return
         for run in _split(self.layer(name, theta0)):
@@ -193,11 +194,17 @@ class TaskVectors:
         raise ValueError(f"the difference of tensor {name!r} overflows {self.pretrained[name].dtype}")
 
 
+def run_length(tasks: int) -> int:
+    """The number of coordinates of one run of so many task vectors."""
+    return max(1, RUN // tasks)
+
+
 def _split(layer: Layer) -> Iterator[Layer]:
     """The layer in runs."""
     theta0, taus = layer.pretrained.reshape(-1), layer.taus.reshape(len(layer.taus), -1)
-    for start in range(0, theta0.numel(), RUN):
-        place = slice(start, start + RUN)
+    length = run_length(len(taus))
+    for start in range(0, theta0.numel(), length):
+        place = slice(start, start + length)
         yield Layer(layer.name, theta0[place], taus[:, place], start)
 
 

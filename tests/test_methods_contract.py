@@ -247,7 +247,7 @@ def test_streaming_from_disk_to_disk_equals_merging_in_memory(algorithm, hyper, 
 
 @each_variant
 def test_the_number_of_threads_does_not_change_a_byte(algorithm, hyper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusion.vectors.RUN", 16)  # several runs a layer
+    monkeypatch.setattr("fusion.vectors.RUN", 48)  # several runs a layer
     shapes = {"blocks.0.a": (7, 9), "blocks.1.b": (33,), "c": (2, 3, 4)}
     taus = TaskVectors(*random_models(shapes, tasks(algorithm, 3)))
     found, before = [], torch.get_num_threads()

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from fusion import methods
 from fusion.methods.della import keep_probabilities
-from fusion.vectors import RUN, TaskVectors
+from fusion.vectors import TaskVectors, run_length
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.5, 2.0, 1.0, 6.0]]
 TRUNK = [10.0, 20.0, 30.0, 40.0]
@@ -78,8 +78,9 @@ def ties_of_the_paper(taus: Tensor, density: float) -> Tensor:
 
 
 def test_ties_on_more_than_one_run_agrees_with_the_formula_on_flattened_models() -> None:
-    taus = torch.randn(3, RUN + 5, generator=Generator().manual_seed(0))
-    found = merged("ties", TaskVectors({"w": torch.zeros(RUN + 5)}, [{"w": tau} for tau in taus]))
+    size = run_length(3) + 5
+    taus = torch.randn(3, size, generator=Generator().manual_seed(0))
+    found = merged("ties", TaskVectors({"w": torch.zeros(size)}, [{"w": tau} for tau in taus]))
     assert_close(found, ties_of_the_paper(taus, 0.2))
 
 
@@ -124,7 +125,7 @@ def test_dare_gives_a_task_the_same_draws_wherever_it_stands() -> None:
     assert all(torch.equal(there[name], back[name].flip(0)) for name in there)
 
 
-@pytest.mark.parametrize("size", [RUN + 3, 2 * RUN, 5])
+@pytest.mark.parametrize("size", [run_length(2) + 3, 2 * run_length(2), 5])
 def test_dare_is_the_same_read_by_layers_and_by_runs(size: int) -> None:
     draws = torch.randn(2, size, generator=Generator().manual_seed(2))
     taus = TaskVectors({"w": torch.zeros(size)}, [{"w": draw} for draw in draws])

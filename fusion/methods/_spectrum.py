@@ -109,7 +109,7 @@ def _fast(find: Callable[[Tensor], Found], matrix: Tensor, scale: Tensor) -> Fou
     if min(matrix.shape) <= SMALL:
         return None
     try:
-        return find(matrix / scale)
+        return find(matrix if scale == 1 else matrix / scale)
     except RuntimeError as error:  # torch.linalg.LinAlgError is one
         log.warning("singular vectors of a %s matrix by a full SVD, for %s", tuple(matrix.shape), error)
         return None
@@ -126,7 +126,7 @@ def _polar(matrix: Tensor) -> Tensor:
 def _triples(matrix: Tensor, count: int, *first: Tensor) -> Triples:
     """The leading triples of a matrix (m, n), m ≥ n; first: the eigenvalues and eigenvectors of MᵀM where known."""
     runs = list(_runs(matrix, count, *(first or torch.linalg.eigh(_gram(matrix)))))
-    found = Triples(*(torch.cat(parts, dim=-1) for parts in zip(*runs, strict=True)))
+    found = runs[0] if len(runs) == 1 else Triples(*(torch.cat(parts, dim=-1) for parts in zip(*runs, strict=True)))
     _require_orthonormal(found.u)
     return found
 
@@ -137,12 +137,15 @@ def _runs(matrix: Tensor, count: int, values: Tensor, vectors: Tensor) -> Iterat
     while True:
         strong = min(count, int((values >= STRONG**2 * values[-1]).sum()))
         weak, chosen = vectors.split([len(values) - strong, strong], dim=1)
-        u = rest @ chosen.flip(1)
+        v = chosen.flip(1)
+        u = rest @ v
         s = torch.linalg.vector_norm(u, dim=0)
         floor = floor if basis is not None else rounding(matrix) * s[0]
         real = s > floor
-        u, v = u[:, real] / s[real], chosen.flip(1)[:, real]
-        yield Triples(u, s[real], v if basis is None else basis @ v)
+        if not real.all():
+            u, s, v = u[:, real], s[real], v[:, real]
+        u /= s
+        yield Triples(u, s, v if basis is None else basis @ v)
         count -= strong
         if count == 0 or weak.shape[1] == 0 or not real.all():
             return
@@ -172,11 +175,11 @@ def _require_orthonormal(matrix: Tensor) -> Tensor:
 
 
 def _largest(matrix: Tensor) -> Tensor:
-    """The largest magnitude, or 1 for a zero or empty matrix; divided by it, no square overflows or vanishes."""
+    """What to divide a matrix by so that no square overflows or vanishes: its largest magnitude, mostly 1."""
     if matrix.numel() == 0:
         return matrix.new_ones(())
     scale = _require_finite(matrix.abs().amax(), matrix)
-    return torch.where(scale > 0, scale, 1)
+    return torch.where((scale == 0) | (scale > 1e-12) & (scale < 1e12), 1, scale)
 
 
 def _require_finite(values: Tensor, matrix: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fusion.vectors import RUN, Layer, Merged, TaskVectors
+from fusion.vectors import Layer, Merged, TaskVectors, run_length
 
 NO_DIRECTION = 1e-8  # length of the mean of unit vectors below which they cancel
 
@@ -81,7 +81,7 @@ def _norm(coefficients: Tensor, cosine: Tensor) -> Tensor:
 
 def _runs(layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
     """θ0 (c,) and τ (T, c) in float64, in runs that fit in a core's cache; one empty run of an empty layer."""
-    most = RUN // 8  # twice the bytes, and for every task its own
+    most = max(1, run_length(len(layer.taus)) // 8)  # twice the bytes, and for every task its own
     size = layer.pretrained.numel()
     start, taus = layer.pretrained.reshape(size), layer.taus.reshape(len(layer.taus), size)
     for first in range(0, max(size, 1), most):

@@ -42,16 +42,17 @@ def doge(
     limits = taus.magnitude_thresholds(density)
 
     def update(layer: Layer) -> Tensor:
-        size = layer.taus.abs().amax() if layer.taus.numel() else layer.taus.new_zeros(())
+        size = max((tau.abs().amax().item() for tau in layer.taus if tau.numel()), default=0.0)
         if layer.pretrained.dim() != 2 or size == 0:
             return layer.taus.mean(0)
-        unit = layer.taus / size  # squares neither overflow nor vanish
-        weights = scaling / torch.linalg.vector_norm(unit, dim=(1, 2), dtype=torch.float64)
-        weights = torch.where(weights.isfinite(), weights, 0)
+        rows = torch.empty_like(layer.taus.transpose(0, 1), memory_format=torch.contiguous_format)
+        unit = torch.div(layer.taus, size, out=rows.transpose(0, 1))  # squares neither overflow nor vanish
+        norms = [torch.linalg.vector_norm(one, dtype=torch.float64).item() for one in unit]
+        weights = torch.tensor([scaling / norm if norm else 0.0 for norm in norms], dtype=torch.float64)
         basis = shared_subspace(unit, subspace)
-        delta = modification(unit, weights, size.item(), basis, steps, lr) / size
+        delta = modification(rows, weights, size, basis, steps, lr) / size
         found = torch.zeros_like(delta)
-        for weight, one, tau, limit in zip(weights.to(unit.dtype), unit, layer.taus, limits, strict=True):
+        for weight, one, tau, limit in zip(weights.tolist(), unit, layer.taus, limits, strict=True):
             found += weight * (one + delta) * (tau.abs().to(limits.dtype) >= limit.to(tau.device))
         return found
 
@@ -65,24 +66,23 @@ def shared_subspace(taus: Tensor, subspace: int) -> Tensor:
     return leading(each, rank // subspace)[0]
 
 
-def modification(unit: Tensor, weights: Tensor, size: float, basis: Tensor, steps: int, lr: float) -> Tensor:
-    """Δ (m, n), in the units of τ_t = size · unit_t, for λ_t = weights_t / size.
+def modification(rows: Tensor, weights: Tensor, size: float, basis: Tensor, steps: int, lr: float) -> Tensor:
+    """Δ (m, n), in the units of τ_t = size · x_t, for λ_t = weights_t / size; rows: x by rows, (m, T, n).
 
-    The residuals are size² ⟨x_j, x_j⟩ − size ⟨x_j, Σ_t w_t x_t⟩ − W ⟨x_j, Δ⟩ with x = unit, w = weights, W = Σ_t w_t,
+    The residuals are size² ⟨x_j, x_j⟩ − size ⟨x_j, Σ_t w_t x_t⟩ − W ⟨x_j, Δ⟩ with w = weights, W = Σ_t w_t,
     and the gradient −2 W Σ_j residual_j x_j. Adam sees it divided by a constant, and its ε too: the same steps, but
     in the range of float32.
     """
-    rows = unit.transpose(0, 1).contiguous()  # x by rows: (m, T, n)
-    total = torch.tensordot(weights.to(unit.dtype), unit, dims=1)
+    total = weights.to(rows.dtype) @ rows  # (m, n)
     own, others = torch.linalg.vector_norm(rows, dim=2).square().double(), (rows @ total[:, :, None])[:, :, 0].double()
     start, weight = size**2 * own - size * others, weights.sum().item()  # (m, T)
-    delta, constant = torch.zeros_like(unit[0]), 2 * weight * start.abs().max().item()
+    delta, constant = torch.zeros_like(total), 2 * weight * start.abs().max().item()
     if constant == 0:
         return delta
     adam = torch.optim.Adam([delta], lr=lr, eps=min(max(1e-8 / abs(constant), 1e-30), 1e30))
     for _ in range(steps):
         residuals = start - weight * (rows @ delta[:, :, None])[:, :, 0]
-        gradient = -((2 * weight / constant * residuals).to(unit.dtype)[:, None, :] @ rows)[:, 0, :]
+        gradient = -((2 * weight / constant * residuals).to(rows.dtype)[:, None, :] @ rows)[:, 0, :]
         delta.grad = gradient - basis @ (basis.T @ gradient)
         adam.step()
     return delta
