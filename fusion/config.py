@@ -171,8 +171,11 @@ def read(config: Mapping[str, Any]) -> Plan:
 
 
 def _rows(kind: str, define: Mapping[Any, Any]) -> dict[str, Any]:
-    text = (ROWS / f"{kind}.yaml").read_text(encoding="utf-8")
-    return _join(yaml.safe_load(text) or {}, define.get(kind, {}))
+    files = [ROWS / f"{kind}.yaml", *sorted(ROWS.glob(f"{kind}_*.yaml"))]
+    rows: dict[str, Any] = {}
+    for file in files:
+        rows |= yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    return _join(rows, define.get(kind, {}))
 
 
 def _join(base: Any, change: Any) -> Any:

@@ -45,18 +45,35 @@ class Row(BaseModel):
 
 
 class WeightsSource(Row):
-    """Where pre-trained weights are: a folder in transformers format, by itself or inside an archive."""
+    """Where pre-trained weights are: a folder in transformers format, by itself or inside an archive; a hub's model at
+    a revision; or an architecture of open_clip with the name of its weights, `pretrained`.
+
+    onnx: a file in the folder that holds a DINOv2 in an ONNX graph instead.
+    """
 
     archive: str | None = None
-    folder: str
+    folder: str | None = None
+    onnx: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    open_clip: str | None = None
+    pretrained: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> "WeightsSource":
+        if sum(place is not None for place in (self.folder, self.hub, self.open_clip)) != 1:
+            raise ValueError("a source is a `folder` (of an `archive` or not), `hub` or `open_clip`: give one of them")
+        if (self.pretrained is None) != (self.open_clip is None):
+            raise ValueError("`open_clip` and `pretrained` are given together")
+        return self
 
     def available(self) -> bool:
-        """An archive can be had wherever a package index can; a folder if it is there."""
-        return self.archive is not None or Path(self.folder).is_dir()
+        """A local folder if it is there; the others can be had wherever there is a network, or a copy of them."""
+        return self.archive is not None or self.folder is None or Path(self.folder).is_dir()
 
     def paths(self) -> list[str]:
-        """The local files of the model, without subfolders and hidden files; none of an archive."""
-        if self.archive is not None:
+        """The local files of the model, without subfolders and hidden files; none of other sources."""
+        if self.archive is not None or self.folder is None:
             return []
         files = (path for path in Path(self.folder).iterdir() if path.is_file())
         return sorted(str(path) for path in files if not path.name.startswith("."))
@@ -71,13 +88,24 @@ class SentenceEncoderOptions(Row):
     overrides: dict[str, Any] = {}
 
 
-OPTIONS: dict[str, type[Row]] = {"sentence_encoder": SentenceEncoderOptions}
+class VisionOptions(Row):
+    """logit_scale: factor of the cosine similarities; image_size: side of a picture in pixels, if not the model's."""
+
+    logit_scale: float = Field(gt=0)
+    image_size: int | None = Field(default=None, ge=1)
+
+
+OPTIONS: dict[str, type[Row]] = {
+    "sentence_encoder": SentenceEncoderOptions,
+    "clip": VisionOptions,
+    "dinov2": VisionOptions,
+}
 
 
 class BackboneRow(Row):
     """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own."""
 
-    kind: Literal["sentence_encoder"]
+    kind: Literal["sentence_encoder", "clip", "dinov2"]
     sources: list[WeightsSource] = Field(min_length=1)
     frozen: list[str] = []
     target_modules: list[str] = Field(min_length=1)

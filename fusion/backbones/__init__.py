@@ -7,9 +7,10 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fusion.backbones.sentence_encoder import SentenceEncoder
+from fusion.backbones.vision import Clip, DinoV2
 from fusion.device import device
 
-KINDS = {"sentence_encoder": SentenceEncoder}
+KINDS = {"sentence_encoder": SentenceEncoder, "clip": Clip, "dinov2": DinoV2}
 
 
 class Backbone(Protocol):
@@ -27,6 +28,6 @@ class Backbone(Protocol):
 
 def open_backbone(folder: str | Path, row: Mapping[str, Any]) -> Backbone:
     """The backbone of a config row, with the weights in `folder`, in evaluation mode on this machine's device."""
-    backbone = KINDS[row["kind"]](folder, **row["options"])
+    backbone: Any = KINDS[row["kind"]](folder, **row["options"])
     backbone.module.to(device())
     return backbone

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
+
+from fusion.backbones.loading import load
 
 Batch = dict[str, Tensor]
 
@@ -22,7 +24,8 @@ class SentenceEncoder:
     def __init__(
         self, folder: str | Path, *, max_length: int, logit_scale: float, overrides: Mapping[str, Any] | None = None
     ) -> None:
-        self.module = _network(folder, overrides or {})
+        # of what a checkpoint may lack, only the pooler is never used
+        self.module = load(AutoModel, folder, overrides, unused="pooler.")
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.max_length, self.logit_scale = max_length, logit_scale
         self.module.eval()
@@ -53,25 +56,11 @@ class SentenceEncoder:
         mask = batch["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
 
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Normalized embeddings (n, d) of texts: those of the inputs themselves."""
+        return self.features({}, self.collate(texts))
+
     def logits(self, params: Mapping[str, Tensor], batch: Batch, head: Tensor) -> Tensor:
         """(B, C) for class embeddings head (C, d); `params` replace the module's own where named."""
         return self.logit_scale * self.features(params, batch) @ head.T
-
-
-def _network(folder: str | Path, overrides: Mapping[str, Any]) -> Any:
-    """The network with every weight from the folder's safetensors; ValueError if a weight or an override is none."""
-    if not any(Path(folder).glob("*.safetensors")):
-        raise ValueError(f"{folder} has no *.safetensors, and no other format is read; convert the model first")
-    config, unknown = AutoConfig.from_pretrained(folder, local_files_only=True, return_unused_kwargs=True, **overrides)
-    if unknown:
-        raise ValueError(f"overrides {sorted(unknown)} are not in {folder}/config.json (config/backbones.yaml)")
-    module, loaded = AutoModel.from_pretrained(
-        folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
-        ignore_mismatched_sizes=True, output_loading_info=True,
-    )  # fmt: skip
-    # transformers draws what is missing at random; of that only the pooler is never used
-    wrong = {name for name in loaded["missing_keys"] if not name.startswith("pooler.")}
-    wrong |= {name for name, *_ in loaded["mismatched_keys"]}
-    if wrong:
-        raise ValueError(f"{folder}: weights {sorted(wrong)} are missing, or not of the shape that config.json says")
-    return module

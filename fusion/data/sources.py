@@ -6,31 +6,76 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from importlib.resources import files as package_files
 from pathlib import Path
 
 import pandas as pd
 
 from fusion.data import archives as archive_files
-from fusion.data.rows import SIGNS, Format, LinesFormat, SourceRow, TableFormat, TaskRow
+from fusion.data import hub, images
+from fusion.data.rows import (
+    SIGNS,
+    ArraysFormat,
+    FolderFormat,
+    Format,
+    HubFormat,
+    LinesFormat,
+    PixelsFormat,
+    SourceRow,
+    TableFormat,
+    TaskRow,
+)
 
 UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and counts these rows
 
 
 def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """The files of the task's first available source: {split or `all`: columns text (str), label (int)}.
+    """The files of the task's first available source: {split or `all`: columns text or image, and label (int)}.
 
-    ValueError if the source, a file, a column or a label is not as the row says.
+    text: str; image: encoded bytes. ValueError if the source, a file, a column or a label is not as the row says.
     """
-    source = task.source()
+    source, column = task.source(), task.modality
     frames = {}
     for split, file in source.files.items():
-        name = f"{source.archive or source.folder}/{file}"
-        content = _decoded(_content(source, file, archives), source.format.encoding, name)
-        rows = _rows(content, source.format, name)
-        texts, labels = [text for text, _ in rows], [label for _, label in rows]
-        columns = {"text": texts, "label": _indices(labels, task, source.format, name)}
-        frames[split] = pd.DataFrame(columns).astype({"text": "str", "label": "int64"})
+        name = f"{source.place}/{file}"
+        rows = list(_rows(source, file, archives, name, list(task.classes)))
+        inputs, labels = [found for found, _ in rows], [label for _, label in rows]
+        columns = {column: inputs, "label": _indices(labels, task, source.format, name)}
+        frames[split] = pd.DataFrame(columns).astype({column: "str" if column == "text" else "object", "label": "int64"})
     return frames
+
+
+def _rows(
+    source: SourceRow, file: str, archives: Mapping[str, Path], name: str, classes: Sequence[str]
+) -> Iterable[tuple[str | bytes, str]]:
+    """Input and class of every example of one file."""
+
+    def content(file: str) -> bytes:
+        return _content(source, file, archives)
+
+    match source.format:
+        case LinesFormat() as form:
+            return _lines(_decoded(content(file), form.encoding, name), form, name)
+        case TableFormat() as form:
+            return _table(_decoded(content(file), form.encoding, name), form, name)
+        case PixelsFormat() as form:
+            return images.pixels(content(file), form, name)
+        case ArraysFormat() as form:
+            return images.arrays(*(content(file.replace("{}", part)) for part in (form.images, form.labels)), name)
+        case FolderFormat():
+            folder = _folder(source, file)
+            return ((path.read_bytes(), label) for path, label in images.in_folders(folder))
+        case HubFormat() as form:
+            assert source.hub is not None
+            return hub.examples(source.hub, source.config, source.revision, file, form, classes)
+
+
+def _folder(source: SourceRow, file: str) -> Path:
+    folder = Path(source.folder or "") / file
+    if source.folder is None or not folder.is_dir():
+        raise ValueError(f"no folder {folder}; the format 'image_folder' reads a local one (config/tasks.yaml)")
+    return folder
 
 
 def _content(source: SourceRow, file: str, archives: Mapping[str, Path]) -> bytes:
@@ -38,6 +83,8 @@ def _content(source: SourceRow, file: str, archives: Mapping[str, Path]) -> byte
         if source.archive not in archives:
             raise ValueError(f"archive {source.archive!r} was not fetched; got {sorted(archives)}")
         return archive_files.read_member(archives[source.archive], file)
+    if source.package is not None:
+        return _of_package(source.package, file)
     folder = Path(source.folder or "")
     if not (folder / file).is_file():
         there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -46,15 +93,18 @@ def _content(source: SourceRow, file: str, archives: Mapping[str, Path]) -> byte
     return (folder / file).read_bytes()
 
 
+def _of_package(package: str, file: str) -> bytes:
+    try:
+        return package_files(package).joinpath(file).read_bytes()
+    except (ModuleNotFoundError, OSError) as error:
+        raise ValueError(f"cannot read {file!r} of the Python package {package!r}: {error}") from error
+
+
 def _decoded(content: bytes, encoding: str, name: str) -> str:
     try:
         return content.decode(encoding)
     except (UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{name} is not {encoding}: {error}; correct `encoding`") from error
-
-
-def _rows(content: str, form: Format, name: str) -> list[tuple[str, str]]:
-    return _lines(content, form, name) if isinstance(form, LinesFormat) else _table(content, form, name)
 
 
 def _lines(content: str, form: LinesFormat, name: str) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
-"""Fixed splits without leaks, which depend on the texts and the seed, not on the machine or the row order."""
+"""Fixed splits without leaks, which depend on the inputs and the seed, not on the machine or the row order."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -27,15 +28,17 @@ def split(
     max_examples: Mapping[str, int] | None = None,
     test_fraction: float = 0.2,
     val_fraction: float = 0.1,
+    whole_test: bool = False,
 ) -> tuple[dict[str, pd.DataFrame], Dropped]:
-    """Train, val and test (columns text, label) in shuffled order, and how many rows each reason dropped.
+    """Train, val and test (columns text or image, and label) in shuffled order; how many rows each reason dropped.
 
     Frames are `all`, or the official splits, which are kept. What is missing is taken out of the rest,
     stratified: `test_fraction` of everything, then `val_fraction` of what is left, at least one a class. The
-    order is that of a hash of the text, so that any prefix, and so a cap in `max_examples`, is a fair sample.
+    order is that of a hash of the input, so that any prefix, and so a cap in `max_examples`, is a fair sample.
+    whole_test: no labelled row of an official test split is dropped.
     Raises ValueError for an empty split, fewer than two classes, or a class too rare to be in every split.
     """
-    rows, dropped = _clean(frames)
+    rows, dropped = _clean(frames, whole_test)
     splits = {"train" if name == "all" else name: rows[rows["split"] == name] for name in frames}
     for name, frame in splits.items():
         _check(frame, name, dropped)
@@ -50,23 +53,39 @@ def split(
     return capped, dropped
 
 
-def _clean(frames: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Dropped]:
+def _clean(frames: Mapping[str, pd.DataFrame], whole_test: bool) -> tuple[pd.DataFrame, Dropped]:
     rows = pd.concat([frame.assign(split=name) for name, frame in frames.items()], ignore_index=True)
-    rows["text"] = rows["text"].map(str.strip)
-    rows["key"] = rows["text"].map(_key)
+    column = input_column(rows)
+    if column == "text":
+        rows[column] = rows[column].map(str.strip)
+    rows["key"] = rows[column].map(KEYS[column])
     rows["priority"] = rows["split"].map(PRIORITY)
     # which of several spellings stays must not depend on the row order
-    rows = rows.sort_values(["key", "text"])
+    rows = rows.sort_values(["key", column])
     dropped: Dropped = {}
     for reason, concerns in REASONS.items():
         bad = concerns(rows)
+        if whole_test and reason in ("contradictory", "duplicate"):
+            bad &= rows["split"] != "test"
         dropped[reason] = {name: int((rows.loc[bad, "split"] == name).sum()) for name in frames}
         rows = rows[~bad]
     return rows, dropped
 
 
-def _key(text: str) -> str:
+def input_column(frame: pd.DataFrame) -> str:
+    """The column of the inputs: text or image."""
+    return next(column for column in KEYS if column in frame)
+
+
+def _same_text(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _same_image(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+KEYS: dict[str, Callable[[Any], str]] = {"text": _same_text, "image": _same_image}  # what equal inputs share
 
 
 def _ranks(rows: pd.DataFrame, purpose: str) -> pd.Series:
@@ -93,7 +112,7 @@ def _carve(
 
 def _shuffled(rows: pd.DataFrame, purpose: str) -> pd.DataFrame:
     ordered = rows.assign(rank=_ranks(rows, purpose)).sort_values("rank")
-    return ordered[["text", "label"]].reset_index(drop=True)
+    return ordered[[input_column(rows), "label"]].reset_index(drop=True)
 
 
 def _check(rows: pd.DataFrame, name: str, dropped: Dropped) -> None:

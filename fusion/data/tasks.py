@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Image, load_from_disk
 from torch import Generator, Tensor
 
 from fusion.artifacts import read_json
-
-INPUT = {"text": "text"}  # modality -> column
-
+from fusion.data.images import Picture
 
 @dataclass(frozen=True)
 class TaskData:
@@ -22,13 +20,13 @@ class TaskData:
 
     @property
     def info(self) -> dict[str, Any]:
-        """The facts that were written with the data: name, classes, words, prompt, counts, fingerprint."""
+        """The facts that were written with the data: name, classes, words, prompts, counts, fingerprint."""
         return read_json(self.folder / "info.json")
 
     def inputs(self, split: str, limit: int | None = None) -> Sequence[Any]:
         """The first `limit` inputs of a split; any prefix is a random sample. No label is read."""
         data = self._split(split, limit)
-        return data[INPUT[self.info["modality"]]][:]
+        return data["text"][:] if self.info["modality"] == "text" else Pictures(data)
 
     def labels(self, split: str, limit: int | None = None) -> Tensor:
         """Their class indices (n,)."""
@@ -38,6 +36,22 @@ class TaskData:
         data = load_from_disk(str(self.folder / split))
         assert isinstance(data, Dataset)
         return data.select(range(min(limit or len(data), len(data))))
+
+
+class Pictures(Sequence[Picture]):
+    """The pictures of a split, read when asked for and not decoded."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data.cast_column("image", Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        found = self._data[index]["image"]
+        return Picture(found["path"], found["bytes"])
 
 
 def shuffled(count: int, batch_size: int, rng: Generator) -> Iterator[list[int]]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, disable_progress_bars
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, disable_progress_bars
 
 from fusion import artifacts
 from fusion.data.archives import fetch
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.data.sources import read
-from fusion.data.splits import Dropped, split
+from fusion.data.images import Picture, check
+from fusion.data.splits import Dropped, input_column, split
 from fusion.job import Job, progress
 
 
@@ -50,7 +51,12 @@ def prepare_task(job: Job) -> None:
     try:
         frames = read(task, archives)
         seed, caps = task.split_seed, {str(key): n for key, n in task.max_examples.items()}
-        splits, dropped = split(frames, list(task.classes), seed=seed, max_examples=caps)
+        splits, dropped = split(
+            frames, list(task.classes), seed=seed, max_examples=caps, whole_test=task.whole_test
+        )
+        if task.modality == "image":
+            for key, frame in splits.items():
+                check(_pictures(key, frame), frame["label"], len(task.classes))
     except ValueError as error:
         raise ValueError(f"task {name}: {error}") from error
     disable_progress_bars()  # they are drawn into the log, one a split
@@ -61,9 +67,20 @@ def prepare_task(job: Job) -> None:
 
 
 def _dataset(splits: Mapping[str, pd.DataFrame], classes: list[str]) -> DatasetDict:
-    features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
-    columns = {name: frame.to_dict("list") for name, frame in splits.items()}
-    return DatasetDict({name: Dataset.from_dict(c, features=features) for name, c in columns.items()})
+    labels = {"label": ClassLabel(names=classes)}
+    found = DatasetDict()
+    for name, frame in splits.items():
+        if input_column(frame) == "text":
+            columns, features = frame.to_dict("list"), Features({"text": Value("string"), **labels})
+        else:
+            encoded = [{"bytes": picture.content, "path": picture.name} for picture in _pictures(name, frame)]
+            columns, features = {"image": encoded, "label": list(frame["label"])}, Features({"image": Image(), **labels})
+        found[name] = Dataset.from_dict(columns, features=features)
+    return found
+
+
+def _pictures(split: str, frame: pd.DataFrame) -> list[Picture]:
+    return [Picture(f"{split}/{i}", content) for i, content in enumerate(frame["image"])]
 
 
 def _info(name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped: Dropped) -> dict[str, Any]:
@@ -74,7 +91,7 @@ def _info(name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped:
         "modality": task.modality,
         "classes": classes,
         "words": list(task.classes.values()),
-        "prompt": task.prompt,
+        "prompts": task.prompts,
         "counts": {key: {c: count[c] for c in classes} for key, count in counts.items()},
         "dropped": dropped,
         "fingerprint": fingerprint(splits),
@@ -83,9 +100,13 @@ def _info(name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped:
 
 
 def fingerprint(splits: Mapping[str, pd.DataFrame]) -> str:
-    """The SHA-256 of every (split, text, label) in order: the same on every machine and library version."""
+    """The SHA-256 of every (split, input, label) in order: the same on every machine and library version.
+
+    Of a picture its own SHA-256 stands for it.
+    """
     seen = hashlib.sha256()
     for name in ("train", "val", "test"):
-        for text, label in zip(splits[name]["text"], splits[name]["label"], strict=True):
-            seen.update(json.dumps([name, str(text), int(label)]).encode() + b"\n")
+        for given, label in zip(splits[name][input_column(splits[name])], splits[name]["label"], strict=True):
+            text = hashlib.sha256(given).hexdigest() if isinstance(given, bytes) else str(given)
+            seen.update(json.dumps([name, text, int(label)]).encode() + b"\n")
     return seen.hexdigest()

@@ -2,34 +2,46 @@
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from fusion.artifacts import new_folder
-from fusion.backbones import open_backbone
+from fusion.backbones import open_backbone, weights
+from fusion.backbones.open_clip_weights import from_open_clip
 from fusion.checkpoint import save_tensors
 from fusion.data.archives import opened
 from fusion.data.tasks import TaskData
+from fusion.heads import class_embeddings
 from fusion.job import Job, progress
 from fusion.modes import initialise
 
 
 def prepare_backbone(job: Job) -> None:
-    """Writes θ0 in transformers format to output `model`: read from input `archive`, or from a local folder.
+    """Writes θ0 in transformers format to output `model`: read from input `archive`, or where the source says.
 
-    params.settings: {row, source: {archive, folder}}.
+    params.settings: {row, source}, `source` one of the row's (`fusion.rows.WeightsSource`).
     """
     source, row = job.params["settings"]["source"], job.params["settings"]["row"]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(source["folder"])
-        if archive := job.optional("archive"):
-            folder = _unpack(archive, source["folder"], Path(scratch))
+        folder = _folder(source, job.optional("archive"), Path(scratch))
         backbone = open_backbone(folder, row)
         with new_folder(job.output["model"]) as target:
             backbone.save(target)
     count = sum(parameter.numel() for parameter in backbone.module.parameters())
     progress(f"pre-trained model of {count / 1e6:.1f} M parameters")
+
+
+def _folder(source: Mapping[str, Any], archive: Path | None, scratch: Path) -> Path:
+    """The source as a folder in transformers format; what has to be made first is made in `scratch`."""
+    if source["hub"]:
+        return weights.from_hub(source["hub"], source["revision"])
+    if source["open_clip"]:
+        return from_open_clip(source["open_clip"], source["pretrained"], scratch)
+    folder = Path(source["folder"])
+    if archive is not None:
+        folder = _unpack(archive, source["folder"], scratch / "unpacked")
+    return weights.from_onnx(folder / source["onnx"], scratch / "converted") if source["onnx"] else folder
 
 
 def _unpack(archive: Path, folder: str, scratch: Path) -> Path:
@@ -38,6 +50,7 @@ def _unpack(archive: Path, folder: str, scratch: Path) -> Path:
         names = [name for name in zipped.namelist() if name == f"{folder}/{Path(name).name}" != f"{folder}/"]
         if not names:
             raise ValueError(f"{archive} has no folder {folder!r} (config/backbones.yaml)")
+        scratch.mkdir()
         for name in names:
             with zipped.open(name) as source, open(scratch / Path(name).name, "wb") as target:
                 shutil.copyfileobj(source, target)
@@ -45,12 +58,9 @@ def _unpack(archive: Path, folder: str, scratch: Path) -> Path:
 
 
 def make_head(job: Job) -> None:
-    """Writes the frozen class embeddings `weight` (C, d) to output `head`: the label prompts, embedded by θ0."""
+    """Writes the frozen class embeddings `weight` (C, d) of θ0 to output `head`: of prompts, or prototypes."""
     backbone = open_backbone(job.input["model"], job.params["settings"]["backbone"])
-    info = TaskData(Path(job.input["data"])).info
-    prompts = [info["prompt"].format(words) for words in info["words"]]
-    with torch.inference_mode():
-        weight = backbone.features({}, backbone.collate(prompts))
+    weight = class_embeddings(backbone, TaskData(Path(job.input["data"])))
     save_tensors(job.output["head"], {"weight": weight.contiguous()})
 
 

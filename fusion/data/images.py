@@ -1,0 +1,133 @@
+"""Pictures: from any source to encoded bytes, and from those to RGB."""
+
+import gzip
+import io
+import pickle
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fusion.data.rows import PixelsFormat
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+LARGEST = 100_000_000  # pixels: a few kilobytes can decode to any number of them
+IDX_BYTES = 0x08  # the type code of unsigned bytes in an IDX file
+
+
+class Picture(NamedTuple):
+    """An encoded picture, and what to call it in a message."""
+
+    name: str
+    content: bytes
+
+    def rgb(self) -> Image.Image:
+        """The decoded picture, the first of an animation, in RGB; ValueError naming it where it cannot be decoded."""
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(self.content)) as image:
+                if image.width * image.height > LARGEST:
+                    raise ValueError(f"it has {image.width} × {image.height} pixels; expected at most {LARGEST:,}")
+                return _on_white(image).convert("RGB")
+        except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+            raise ValueError(f"picture {self.name} cannot be decoded: {error}; replace or remove it") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A palette with transparency becomes RGBA first, as PIL asks for; other pictures stay as they are."""
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+
+
+def encoded(array: np.ndarray) -> bytes:
+    """A picture (height, width) or (height, width, 3) of bytes as PGM or PPM: no library decides its bytes."""
+    magic, (height, width) = ("P5" if array.ndim == 2 else "P6"), array.shape[:2]
+    return f"{magic}\n{width} {height}\n255\n".encode() + array.tobytes()
+
+
+def pixels(content: bytes, form: PixelsFormat, name: str) -> Iterator[tuple[bytes, str]]:
+    """Picture and class of every row of a table of grey values; ValueError where it is not such a table."""
+    try:
+        table = np.loadtxt(io.StringIO(unzipped(content).decode()), delimiter=",", ndmin=2)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is no table of numbers: {error}") from error
+    expected = form.height * form.width + 1
+    if table.shape[1] != expected:
+        raise ValueError(
+            f"{name} has {table.shape[1]} columns; expected {expected}: {form.height} × {form.width} values and a class"
+        )
+    values, labels = table[:, :-1], table[:, -1]
+    if values.min(initial=0) < 0 or values.max(initial=0) > form.maximum:
+        raise ValueError(f"{name} has values from {values.min()} to {values.max()}; expected 0 to {form.maximum}")
+    grey = np.rint(values * (255 / form.maximum)).astype(np.uint8).reshape(-1, form.height, form.width)
+    return ((encoded(one), f"{label:g}") for one, label in zip(grey, labels, strict=True))
+
+
+def arrays(images: bytes, labels: bytes, name: str) -> Iterator[tuple[bytes, str]]:
+    """Picture and class of every element of two arrays."""
+    pictures, classes = _array(images, name), _array(labels, name)
+    if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] != 3) or pictures.dtype != np.uint8:
+        raise ValueError(f"{name}: got pictures of {pictures.dtype} {pictures.shape}, expected uint8 (n, h, w) or RGB")
+    if classes.shape != pictures.shape[:1]:
+        raise ValueError(f"{name}: {len(pictures)} pictures and classes of shape {classes.shape}; expected one for each")
+    return ((encoded(one), str(label)) for one, label in zip(pictures, classes.tolist(), strict=True))
+
+
+def in_folders(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every picture file in the subfolders of a folder, with the name of its subfolder."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix.lower() in SUFFIXES and path.parent != folder:
+            yield path, path.relative_to(folder).parts[0]
+
+
+def unzipped(content: bytes) -> bytes:
+    """What a gzip file holds; anything else as it is."""
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+
+
+def _array(content: bytes, name: str) -> np.ndarray:
+    data = unzipped(content)
+    if data[:1] == b"\x80":
+        return _unpickled(data, name)
+    if len(data) < 4 or data[:3] != bytes([0, 0, IDX_BYTES]):
+        raise ValueError(f"{name} is neither an IDX file of bytes nor a pickled array; it begins with {data[:4]!r}")
+    rank = data[3]
+    shape = struct.unpack_from(f">{rank}I", data, 4)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
+    if values.size != np.prod(shape):
+        raise ValueError(f"{name} is cut short: {values.size:,} bytes of an array {shape}")
+    return values.reshape(shape)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads a pickle that names nothing but what a plain numpy array is made of: no code can run."""
+
+    ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED and (module, name) != ("numpy._core.multiarray", "_reconstruct"):
+            raise ValueError(f"it names {module}.{name}, and only plain numpy arrays are read")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpickled(data: bytes, name: str) -> np.ndarray:
+    try:
+        found = _ArraysOnly(io.BytesIO(data)).load()
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{name} holds no pickled numpy array: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype.hasobject:
+        raise ValueError(f"{name} holds a {type(found).__name__}, expected a numpy array of numbers")
+    return found
+
+
+def check(pictures: Iterable[Picture], labels: Iterable[int], classes: int) -> None:
+    """Decodes the first picture of every class; ValueError naming one that cannot be decoded."""
+    seen: set[int] = set()
+    for picture, label in zip(pictures, labels, strict=True):
+        if label not in seen:
+            seen.add(label)
+            picture.rgb()
+        if len(seen) == classes:
+            return

@@ -1,0 +1,241 @@
+"""Tasks of pictures: every format a source can have, what cannot be decoded, and what is written."""
+
+import gzip
+import io
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
+from PIL import Image as PIL
+from pydantic import ValidationError
+
+from fusion.data.images import Picture, encoded
+from fusion.data.rows import TaskRow
+from fusion.data.sources import read
+from fusion.data.tasks import TaskData
+from fusion.job import Job
+from fusion.stages.prepare import prepare_task
+
+PIXELS = {"kind": "pixels", "height": 2, "width": 3}
+ARRAYS = {"kind": "arrays", "images": "data", "labels": "label"}
+FOLDERS = {"kind": "image_folder"}
+GREY = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+
+
+def row(folder: Path, files: dict[str, str], form: dict[str, Any]) -> TaskRow:
+    source = {"folder": str(folder), "files": files, "format": form}
+    return TaskRow(modality="image", sources=[source], classes={"0": "a cat", "1": "a dog"}, prompt="{}")  # type: ignore[arg-type]
+
+
+def table(values: Any) -> bytes:
+    return "\n".join(",".join(str(v) for v in line) for line in values).encode()
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def png(image: PIL.Image, form: str = "png", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def arrays_of(frame: pd.DataFrame) -> list[np.ndarray]:
+    return [np.asarray(PIL.open(io.BytesIO(content))) for content in frame["image"]]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_table_of_grey_values_is_read_row_by_row_with_the_class_last(tmp_path: Path, pack: Any) -> None:
+    (tmp_path / "a.csv").write_bytes(pack(table([[0, 1, 2, 3, 4, 16, 1], [16, 8, 4, 2, 1, 0, 0]])))
+    frame = read(row(tmp_path, {"all": "a.csv"}, PIXELS | {"maximum": 16}), {})["all"]
+    assert frame["label"].tolist() == [1, 0]
+    # 255 / 16 of the values, to the nearest: 15.9 -> 16, 31.9 -> 32, 47.8 -> 48, 63.75 -> 64
+    assert arrays_of(frame)[0].tolist() == [[0, 16, 32], [48, 64, 255]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (table([[1, 2, 3, 4, 1]]), r"a.csv has 5 columns; expected 7: 2 × 3 values and a class"),
+        (table([[0, 0, 0, 0, 0, 300, 1]]), r"values from 0.0 to 300.0; expected 0 to 255"),
+        (table([[0, 0, 0, 0, 0, -1, 1]]), r"values from -1.0"),
+        (b"one,two", "is no table of numbers"),
+        (table([[0, 0, 0, 0, 0, 0, 7]]), r"labels outside the classes \['0', '1'\]: '7' \(1 rows\)"),
+    ],
+)
+def test_a_table_that_is_not_as_the_row_says_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(row(tmp_path, {"all": "a.csv"}, PIXELS), {})
+
+
+@pytest.mark.parametrize("write", [idx, pickle.dumps], ids=["idx", "pickle"])
+@pytest.mark.parametrize("shape", [(4, 2, 3), (2, 2, 2, 3)], ids=["grey", "colour"])
+def test_arrays_of_pictures_and_classes_are_read(tmp_path: Path, write: Any, shape: tuple[int, ...]) -> None:
+    pictures = GREY.reshape(shape)
+    (tmp_path / "a-data.gz").write_bytes(gzip.compress(write(pictures)))
+    (tmp_path / "a-label.gz").write_bytes(write(np.array([1, 0, 1, 1][: len(pictures)], np.uint8)))
+    frame = read(row(tmp_path, {"all": "a-{}.gz"}, ARRAYS), {})["all"]
+    assert frame["label"].tolist() == [1, 0, 1, 1][: len(pictures)]
+    assert np.array_equal(np.stack(arrays_of(frame)), pictures)
+
+
+class Evil:
+    """What a pickle could run."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pickle.dumps(Evil()), "it names builtins.print, and only plain numpy arrays are read"),
+        (pickle.dumps(np.array([Evil()], dtype=object)), "it names builtins.print"),
+        (pickle.dumps([1, 2]), "holds a list, expected a numpy array"),
+        (pickle.dumps(np.zeros((2, 2)))[:40], "holds no pickled numpy array"),
+        (idx(GREY)[:-1], r"is cut short: 23 bytes of an array \(4, 2, 3\)"),
+        (b"something else", "neither an IDX file of bytes nor a pickled array"),
+        (pickle.dumps(np.zeros((4, 2, 3))), "got pictures of float64"),
+        (idx(GREY[:3]), r"3 pictures and classes of shape \(4,\)"),
+    ],
+)
+def test_an_array_that_cannot_be_read_is_an_error_and_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, message: str
+) -> None:
+    (tmp_path / "data").write_bytes(data)
+    (tmp_path / "label").write_bytes(idx(np.zeros(4, np.uint8)))
+    with pytest.raises(ValueError, match=message):
+        read(row(tmp_path, {"all": "{}"}, ARRAYS), {})
+    assert capsys.readouterr().out == ""
+
+
+def test_folders_of_picture_files_are_read_by_class_and_other_files_are_not(tmp_path: Path) -> None:
+    for split, label in (("train", "0"), ("train", "1"), ("test", "1")):
+        (tmp_path / split / label).mkdir(parents=True)
+        (tmp_path / split / label / "a.png").write_bytes(png(PIL.new("RGB", (2, 2), (int(label), 0, 0))))
+    (tmp_path / "train/0/notes.txt").write_text("no picture")
+    frames = read(row(tmp_path, {"train": "train", "test": "test"}, FOLDERS), {})
+    assert frames["train"]["label"].tolist() == [0, 1]
+    assert frames["test"]["label"].tolist() == [1]
+    with pytest.raises(ValueError, match="no folder .*/trian; the format 'image_folder'"):
+        read(row(tmp_path, {"train": "trian", "test": "test"}, FOLDERS), {})
+
+
+def hub_row(path: Path, **form: str) -> TaskRow:
+    source = {"hub": str(path), "files": {"train": "train", "test": "test"}, "format": {"kind": "hub", **form}}
+    return TaskRow(modality="image", sources=[source], classes={"cat": "a cat", "dog": "a dog"}, prompt="{}")  # type: ignore[arg-type]
+
+
+def test_a_data_set_in_the_hubs_format_is_read_and_a_label_out_of_range_is_an_error(tmp_path: Path) -> None:
+    for split, labels in (("train", [0, 1, 1]), ("test", [1, 0])):
+        images = [{"bytes": encoded(GREY[i]), "path": None} for i in range(len(labels))]
+        features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+        data = Dataset.from_dict({"image": images, "label": labels}, features=features)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    frames = read(hub_row(tmp_path), {})
+    assert {name: frame["label"].tolist() for name, frame in frames.items()} == {"train": [0, 1, 1], "test": [1, 0]}
+    assert np.array_equal(np.stack(arrays_of(frames["train"])), GREY[:3])
+    with pytest.raises(ValueError, match=r"has no column \['img'\]; it has \['image', 'label'\]"):
+        read(hub_row(tmp_path, image="img"), {})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"hub": "a/b", "format": PIXELS}, "`hub` sources have the format 'hub'"),
+        ({"folder": "a", "format": {"kind": "hub"}}, "`hub` sources have the format 'hub'"),
+        ({"folder": "a", "revision": "1", "format": PIXELS}, "`revision` and `config` are of `hub` sources alone"),
+        ({"folder": "a", "package": "b", "format": PIXELS}, "give exactly one of them"),
+        ({"folder": "a", "format": {"kind": "lines", "pattern": "(?P<text>.)(?P<label>.)"}}, "modality 'image'"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_an_error(source: dict[str, Any], message: str) -> None:
+    whole = {"files": {"all": "a"}, **source}
+    with pytest.raises(ValidationError, match=message):
+        TaskRow(modality="image", sources=[whole], classes={"0": "a", "1": "b"}, prompt="{}")  # type: ignore[arg-type]
+
+
+def palette() -> PIL.Image:
+    image = PIL.new("P", (2, 2), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(PIL.new("L", (2, 1), 7)), (7, 7, 7)),
+        (png(PIL.new("CMYK", (2, 1), (0, 0, 0, 255)), "jpeg"), (0, 0, 0)),
+        (png(PIL.new("RGB", (1, 1), (1, 2, 3))), (1, 2, 3)),
+        (png(palette(), transparency=0), (255, 0, 0)),
+        (png(PIL.new("RGBA", (2, 2), (9, 8, 7, 0))), (9, 8, 7)),
+        (png(palette(), "gif", save_all=True, append_images=[PIL.new("P", (2, 2), 1)]), (255, 0, 0)),
+    ],
+    ids=["grey", "CMYK", "one pixel", "palette", "transparent", "animated"],
+)
+def test_pictures_of_any_mode_become_rgb(content: bytes, expected: tuple[int, ...]) -> None:
+    image = Picture("a", content).rgb()
+    assert image.mode == "RGB"
+    assert image.getpixel((0, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no picture", "picture train/3 cannot be decoded: cannot identify image file"),
+        (png(PIL.new("RGB", (64, 64)))[:60], "picture train/3 cannot be decoded"),
+        (b"", "picture train/3 cannot be decoded"),
+        (b"P5\n20000 20000\n255\n", r"picture train/3 cannot be decoded: .*(20000 × 20000|400000000) pixels"),
+    ],
+    ids=["text", "cut short", "empty", "bomb"],
+)
+def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Picture("train/3", content).rgb()
+
+
+def prepared(folder: Path, task: TaskRow) -> TaskData:
+    settings = task.model_dump() | {"name": "pets", "archives": []}
+    prepare_task(Job("", {"archives": []}, {"data": str(folder)}, {"settings": settings}))
+    return TaskData(folder)
+
+
+def test_a_task_of_pictures_is_written_whole_without_leaks_and_read_in_order(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (60, 2, 3), dtype=np.uint8)
+    for split, own in (("train", pictures[:41]), ("test", pictures[40:])):  # one picture is in both
+        (tmp_path / f"{split}-data").write_bytes(idx(own))
+        (tmp_path / f"{split}-label").write_bytes(idx(np.arange(len(own), dtype=np.uint8) % 2))
+    task = row(tmp_path, {"train": "train-{}", "test": "test-{}"}, ARRAYS)
+    data = prepared(tmp_path / "out", task)
+    assert data.info["dropped"]["in_another_split"] == {"train": 1, "test": 0}
+    names = {name: [p.content for p in data.inputs(name)] for name in ("train", "val", "test")}
+    assert {name: len(found) for name, found in names.items()} == {"train": 36, "val": 4, "test": 20}
+    assert len(set().union(*map(set, names.values()))) == 60
+    known = {encoded(one): label for one, label in zip(pictures[40:], np.arange(20) % 2, strict=True)}
+    assert [known[content] for content in names["test"]] == data.labels("test").tolist()
+    assert data.inputs("test", 3)[:] == data.inputs("test")[:3]
+    shown = load_from_disk(str(tmp_path / "out/test"))[0]["image"]  # others read the folder with datasets alone
+    assert np.array_equal(np.asarray(shown), np.asarray(data.inputs("test")[0].rgb().convert("L")))
+    # recorded once; the same on every machine and library version
+    assert data.info["fingerprint"] == prepared(tmp_path / "again", task).info["fingerprint"] == FINGERPRINT
+
+
+FINGERPRINT = "?"
+
+
+def test_a_class_whose_first_picture_cannot_be_decoded_stops_the_preparation(tmp_path: Path) -> None:
+    for label in "01":
+        for i in range(8):
+            (tmp_path / "all" / label).mkdir(parents=True, exist_ok=True)
+            image = PIL.new("RGB", (2, 2), (i, int(label), 0))
+            (tmp_path / f"all/{label}/{i}.png").write_bytes(png(image) if label == "0" else b"broken %d" % i)
+    with pytest.raises(ValueError, match=r"task pets: picture train/\d+ cannot be decoded"):
+        prepared(tmp_path / "out", row(tmp_path, {"all": "all"}, FOLDERS))

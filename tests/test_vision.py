@@ -1,0 +1,241 @@
+"""Image towers: what they read and compute is what their own libraries do."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from onnx import TensorProto, helper, numpy_helper, save_model
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from fusion.artifacts import write_json
+from fusion.backbones import open_backbone
+from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, write
+from fusion.backbones.weights import from_hub, from_onnx
+from fusion.data.images import Picture, encoded
+from fusion.data.tasks import TaskData
+from fusion.heads import class_embeddings
+from fusion.modes import adapter_state, attach, initialise, lora_config, save_adapter
+
+TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXTS = ["a photo of a dog.", 'a photo of the number: "7".', "itap of a café, really"]
+ADAPTER = {"r": 4, "alpha": 8, "dropout": 0.0, "init_lora_weights": True, "target_modules": ["q_proj", "v_proj"]}
+
+
+def pictures(count: int = 3) -> list[Picture]:
+    """Random pictures of several sizes, grey and coloured."""
+    rng = np.random.default_rng(0)
+    shapes = [(40, 50, 3), (20, 20), (70, 30, 3)]
+    arrays = [rng.integers(0, 256, shapes[i % 3], dtype=np.uint8) for i in range(count)]
+    return [Picture(f"test/{i}", encoded(array)) for i, array in enumerate(arrays)]
+
+
+def open_row(folder: Path, kind: str, **options: Any) -> Any:
+    return open_backbone(folder, {"kind": kind, "options": {"logit_scale": 100.0, **options}})
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2 in transformers format."""
+    folder = tmp_path_factory.mktemp("dino")
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(image_size=28, patch_size=7, mlp_ratio=2, **TINY)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP, both towers in one folder as on the hub, with CLIP's own tokenizer."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, **TINY}
+    text = {"vocab_size": 49408, "eos_token_id": 49407, **TINY}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    _tokenizer("ViT-B-32").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=["dinov2", "clip"])
+def tower(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """Kind and folder of a tiny image tower."""
+    return request.param, request.getfixturevalue({"dinov2": "dino"}.get(request.param, request.param))
+
+
+def test_pictures_are_prepared_as_transformers_does(tower: tuple[str, Path]) -> None:
+    kind, folder = tower
+    backbone = open_row(folder, kind)
+    found = backbone.pixels.normalized(backbone.collate(pictures())["pixels"])
+    own = AutoImageProcessor.from_pretrained(folder)
+    expected = own([p.rgb() for p in pictures()], return_tensors="pt")["pixel_values"]
+    assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_another_image_size_scales_the_short_side_and_crops_to_it(dino: Path) -> None:
+    backbone = open_row(dino, "dinov2", image_size=14)
+    batch = backbone.collate(pictures())
+    assert batch["pixels"].shape == (3, 3, 14, 14)
+    assert backbone.features({}, batch).shape == (3, 32)
+    assert backbone.token_mask(batch).shape == (3, 2 * 2 + 1)
+
+
+def test_features_are_those_of_the_whole_model_of_transformers(clip: Path) -> None:
+    backbone, whole = open_row(clip, "clip"), CLIPModel.from_pretrained(clip).eval()
+    batch = backbone.collate(pictures())
+    pixels = backbone.pixels.normalized(batch["pixels"])
+    with torch.no_grad():
+        tokens = _tokenizer("ViT-B-32")(TEXTS, padding=True, return_tensors="pt")
+        expected = whole(**tokens, pixel_values=pixels)
+        assert_close(backbone.features({}, batch), expected.image_embeds)
+        assert_close(backbone.embed_texts(TEXTS), expected.text_embeds)
+
+
+def test_a_saved_tower_has_the_names_of_its_parameters_and_computes_the_same(
+    tower: tuple[str, Path], tmp_path: Path
+) -> None:
+    kind, folder = tower
+    first = open_row(folder, kind)
+    first.save(tmp_path)
+    again = open_row(tmp_path, kind)
+    assert load_file(tmp_path / "model.safetensors").keys() == first.module.state_dict().keys()
+    batch = first.collate(pictures())
+    assert torch.equal(again.collate(pictures())["pixels"], batch["pixels"])
+    assert torch.equal(again.features({}, batch), first.features({}, batch))
+    if kind == "clip":
+        assert torch.equal(again.embed_texts(TEXTS), first.embed_texts(TEXTS))
+
+
+def agree_with_open_clip(model: Any, name: str, folder: Path) -> None:
+    """Pictures, image features and text features are those of open_clip."""
+    backbone = open_row(write(model.eval(), name, folder), "clip")
+    transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    expected = torch.stack([transform(picture.rgb()) for picture in pictures()])
+    batch = backbone.collate(pictures())
+    assert_close(backbone.pixels.normalized(batch["pixels"]), expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        assert_close(backbone.features({}, batch), model.encode_image(expected, normalize=True))
+        tokens = open_clip.get_tokenizer(name)(TEXTS)
+        assert_close(backbone.embed_texts(TEXTS), model.encode_text(tokens, normalize=True))
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_a_tiny_open_clip_model_is_converted_to_the_same_features(tmp_path: Path, quick_gelu: bool) -> None:
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16, "mlp_ratio": 2.0}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    model = open_clip.CLIP(16, vision, text, quick_gelu=quick_gelu)
+    model.visual.preprocess_cfg = {"size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    agree_with_open_clip(model, "ViT-B-32", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu"])
+def test_a_model_of_the_true_size_is_converted_to_the_same_features(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    agree_with_open_clip(open_clip.create_model(name), name, tmp_path)
+
+
+def test_what_open_clip_does_not_have_or_what_is_no_vit_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no weights 'openia' of 'ViT-B-32'; it has \['openai'"):
+        from_open_clip("ViT-B-32", "openia", tmp_path)
+    with pytest.raises(ValueError, match="RN50 is no pair of plain ViTs"), torch.device("meta"):
+        write(open_clip.create_model("RN50"), "RN50", tmp_path)
+
+
+def test_a_model_that_the_hub_does_not_give_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot get the model no/such at revision v1: .*HF_HOME"):
+        from_hub("no/such", "v1")
+
+
+def test_a_dinov2_inside_an_onnx_graph_is_read_back(dino: Path, tmp_path: Path) -> None:
+    tensors = load_file(dino / "model.safetensors")  # transformers writes the names that the graph has
+    initializers, nodes = [], []
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight")
+        if tensor.dim() == 2 and name != "embeddings.mask_token":
+            initializers.append(numpy_helper.from_array(tensor.T.contiguous().numpy(), f"onnx::MatMul_{len(nodes)}"))
+            path = layer.replace("encoder.layer.", "encoder/layer.").replace(".attention.", ".attention/")
+            where = "/backbone/" + path.replace(".", "/").replace("layer/", "layer.") + "/MatMul"
+            nodes.append(helper.make_node("MatMul", ["x", f"onnx::MatMul_{len(nodes)}"], [f"y{len(nodes)}"], where))
+        elif name == "embeddings.position_embeddings":
+            for part, values in (("Concat_1", tensor[:, :1]), ("Reshape_2", tensor[:, 1:])):
+                initializers.append(numpy_helper.from_array(values.contiguous().numpy(), f"onnx::{part}"))
+        elif name != "embeddings.mask_token":
+            initializers.append(numpy_helper.from_array(tensor.numpy(), f"backbone.{name}"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    save_model(helper.make_model(helper.make_graph(nodes, "tiny", [x], [], initializers)), tmp_path / "a.onnx")
+    found = load_file(from_onnx(tmp_path / "a.onnx", tmp_path / "out") / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors if name != "embeddings.mask_token")
+
+
+@pytest.mark.parametrize("linearized", [False, True], ids=["lora", "l_lora"])
+def test_adapters_of_a_tower_train_and_are_loaded_by_plain_peft(
+    tower: tuple[str, Path], tmp_path: Path, linearized: bool
+) -> None:
+    kind, folder = tower
+    mode = {"adapter": ADAPTER, "linearized": linearized}
+    initialise(open_row(folder, kind).module, mode, 0, tmp_path / "init")
+    backbone = open_row(folder, kind)
+    trained = attach(backbone.module, mode, tmp_path / "init")
+    batch = backbone.collate(pictures())
+    head = torch.nn.functional.normalize(torch.randn(3, backbone.features({}, batch).shape[1]), dim=1)
+    optimizer = torch.optim.SGD(trained.values(), lr=0.5)
+    torch.nn.functional.cross_entropy(backbone.logits({}, batch, head), torch.arange(3)).backward()
+    optimizer.step()
+    (tmp_path / "out").mkdir()
+    save_adapter(tmp_path / "out", adapter_state(backbone.module, mode, tmp_path / "init"), lora_config(ADAPTER))
+    plain = open_row(folder, kind)
+    before = plain.features({}, batch)
+    PeftModel.from_pretrained(plain.module, str(tmp_path / "out"))
+    assert_close(plain.features({}, batch), backbone.features({}, batch))
+    assert not torch.allclose(plain.features({}, batch), before, atol=1e-4)
+
+
+def stored(folder: Path, labels: list[int], **facts: Any) -> TaskData:
+    """A prepared task whose training split has these classes."""
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
+    images = [{"bytes": p.content, "path": p.name} for p in pictures(len(labels))]
+    Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(str(folder / "train"))
+    known = {"name": "pets", "modality": "image", "classes": ["0", "1"], "words": ["cat", "dog"]}
+    write_json(folder / "info.json", known | facts)
+    return TaskData(folder)
+
+
+def test_prototypes_are_the_mean_features_of_the_classes(dino: Path, tmp_path: Path) -> None:
+    backbone = open_row(dino, "dinov2")
+    with torch.no_grad():
+        features = backbone.features({}, backbone.collate(pictures(4)))
+    first, second = features[[0, 3]].sum(0), features[[1, 2]].sum(0)
+    expected = torch.stack([first / first.norm(), second / second.norm()])
+    found = class_embeddings(backbone, stored(tmp_path, [0, 1, 1, 0]))
+    assert_close(found, expected, atol=2e-2, rtol=0)  # bfloat16 where the machine has it
+    assert_close(found.norm(dim=1), torch.ones(2))
+    with pytest.raises(ValueError, match=r"task pets: classes \['1'\] are not among the first 2 training examples"):
+        class_embeddings(backbone, stored(tmp_path / "one", [0, 0]))
+
+
+def test_a_zero_shot_head_averages_the_prompts_of_a_class(clip: Path, tmp_path: Path) -> None:
+    backbone = open_row(clip, "clip")
+    data = stored(tmp_path, [0, 1], prompts=["a photo of a {}.", "art of a {}."])
+    each = backbone.embed_texts(["a photo of a cat.", "art of a cat.", "a photo of a dog.", "art of a dog."])
+    cat, dog = each[0] + each[1], each[2] + each[3]
+    expected = torch.stack([cat / cat.norm(), dog / dog.norm()])
+    assert_close(class_embeddings(backbone, data), expected)
