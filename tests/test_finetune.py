@@ -68,7 +68,7 @@ def interrupt(world: World, job: Job, at: int) -> None:
 def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(
     world: World, tmp_path: Path, mode: str
 ) -> None:
-    whole, broken = (world.finetune_job(mode, "animals", tmp_path / name) for name in ("whole", "broken"))
+    whole, broken = (world.finetune_job(mode, "creatures", tmp_path / name) for name in ("whole", "broken"))
     run(whole)
     interrupt(world, broken, at=3)
     assert not Path(broken.output["model"]).exists()
@@ -82,7 +82,7 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(
 
 
 def test_a_run_may_be_interrupted_again_and_again(world: World, tmp_path: Path) -> None:
-    whole, broken = (world.finetune_job("lora", "animals", tmp_path / name) for name in ("whole", "broken"))
+    whole, broken = (world.finetune_job("lora", "creatures", tmp_path / name) for name in ("whole", "broken"))
     run(whole)
     for at in (0, 3, 1, 2):
         interrupt(world, broken, at)
@@ -94,7 +94,7 @@ def test_a_run_may_be_interrupted_again_and_again(world: World, tmp_path: Path) 
 def test_a_resumed_run_does_not_do_its_steps_again(
     world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = world.finetune_job("full", "animals", tmp_path / "model")
+    job = world.finetune_job("full", "creatures", tmp_path / "model")
     interrupt(world, job, at=5)
     capfd.readouterr()
     run(job)
@@ -105,7 +105,7 @@ def test_a_resumed_run_does_not_do_its_steps_again(
 
 @pytest.mark.parametrize("change", ["learning rate", "code", "seed"])
 def test_a_checkpoint_of_other_settings_is_ignored(world: World, tmp_path: Path, change: str) -> None:
-    whole, broken = (world.finetune_job("full", "animals", tmp_path / name) for name in ("whole", "broken"))
+    whole, broken = (world.finetune_job("full", "creatures", tmp_path / name) for name in ("whole", "broken"))
     settings = broken.params["settings"]
     other = {
         "learning rate": changed(broken, finetune=settings["finetune"] | {"lr": 0.1}),
@@ -137,7 +137,7 @@ def kill_half_way(job: Job) -> None:
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(world: World, tmp_path: Path) -> None:
     recipe = {"steps": 60, "checkpoint_every": 3}
-    whole, broken = (world.finetune_job("full", "animals", tmp_path / name, **recipe) for name in ("whole", "broken"))
+    whole, broken = (world.finetune_job("full", "creatures", tmp_path / name, **recipe) for name in ("whole", "broken"))
     kill_half_way(broken)
     assert not Path(broken.output["model"]).exists()
     steps = int(Checkpoint(resume_file(broken)).metadata["step"])
@@ -232,7 +232,7 @@ def test_a_checkpoint_keeps_apart_tensors_whose_names_end_alike(tmp_path: Path) 
 def test_a_resumable_run_is_told_by_its_data_head_and_start(new_world: World) -> None:
     job = new_world.finetune_job("lora", "food", new_world.folder / "model")
     seen = {identity(job)}
-    for name, other in {"data": new_world.data("animals"), "heads": new_world.head("animals")}.items():
+    for name, other in {"data": new_world.data("creatures"), "heads": new_world.head("creatures")}.items():
         seen.add(identity(replace(job, input=job.input | {name: str(other)})))
     seen.add(identity(replace(job, input=job.input | {"init": [str(new_world.init("lora_both"))]})))
     assert len(seen) == 4

@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 TASKS = {  # class -> the words that give it away; the first is what the prompt calls it
     "colours": {"warm": ["red", "orange", "yellow", "pink"], "cold": ["blue", "green", "violet", "cyan"]},
-    "animals": {
+    "creatures": {
         "pet": ["dog", "cat", "hamster", "parrot"],
         "farm": ["cow", "sheep", "hen", "goat"],
         "sea": ["whale", "squid", "crab", "seal"],

@@ -51,6 +51,8 @@ def from_open_clip(name: str, pretrained: str, folder: Path) -> Path:
 
 def write(model: Any, name: str, folder: Path) -> Path:
     """Writes both towers, tokenizer and preprocessing of an open_clip model; ValueError if they are no plain ViTs."""
+    if not isinstance(getattr(model.visual, "transformer", None), nn.Module):
+        raise ValueError(f"open_clip's {name} is no pair of plain ViTs; expected ViT-B-32, ViT-B-16, ViT-L-14 or such")
     state = model.state_dict()
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     if {"conv1.weight", "proj", "ln_pre.weight"} - set(visual) or "text_projection" not in state:

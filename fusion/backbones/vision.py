@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, Dinov2Model
 
+from fusion.artifacts import read_json
 from fusion.backbones.loading import load
 from fusion.backbones.pixels import OPEN_CLIP, Pixels
 from fusion.checkpoint import save_tensors
@@ -30,9 +31,13 @@ class VisionTower:
 
     def __init__(self, folder: str | Path, *, logit_scale: float, image_size: int | None = None) -> None:
         self.folder = Path(folder)
-        self.module = load(self.network, folder)
+        self.module = load(self.network, folder, self.overrides())
         self.pixels, self.logit_scale = Pixels(folder, image_size), logit_scale
         self.module.eval()
+
+    def overrides(self) -> dict[str, Any]:
+        """What the folder's configuration says elsewhere than where the network looks."""
+        return {}
 
     def save(self, folder: str | Path) -> None:
         """Writes the network in transformers format, and how it wants its pictures.
@@ -97,6 +102,10 @@ class Clip(VisionTower):
     def pooled(self, states: Any) -> Tensor:
         return states.image_embeds
 
+    def overrides(self) -> dict[str, Any]:
+        config = read_json(self.folder / "config.json")  # of a whole model: the width is not in its towers' parts
+        return {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+
     def save(self, folder: str | Path) -> None:
         super().save(folder)
         model, tokenizer = self._text()
@@ -118,4 +127,5 @@ class Clip(VisionTower):
     def _text(self) -> tuple[Any, Any]:
         own = self.folder / TEXT
         folder = own if own.is_dir() else self.folder
-        return load(CLIPTextModelWithProjection, folder), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tower = load(CLIPTextModelWithProjection, folder, self.overrides())
+        return tower, AutoTokenizer.from_pretrained(folder, local_files_only=True)

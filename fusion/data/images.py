@@ -71,7 +71,7 @@ def arrays(images: bytes, labels: bytes, name: str) -> Iterator[tuple[bytes, str
     if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] != 3) or pictures.dtype != np.uint8:
         raise ValueError(f"{name}: got pictures of {pictures.dtype} {pictures.shape}, expected uint8 (n, h, w) or RGB")
     if classes.shape != pictures.shape[:1]:
-        raise ValueError(f"{name}: {len(pictures)} pictures and classes of shape {classes.shape}; expected one for each")
+        raise ValueError(f"{name}: {len(pictures)} pictures and classes of shape {classes.shape}; expected as many")
     return ((encoded(one), str(label)) for one, label in zip(pictures, classes.tolist(), strict=True))
 
 

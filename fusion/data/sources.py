@@ -5,8 +5,7 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -42,7 +41,9 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
         rows = list(_rows(source, file, archives, name, list(task.classes)))
         inputs, labels = [found for found, _ in rows], [label for _, label in rows]
         columns = {column: inputs, "label": _indices(labels, task, source.format, name)}
-        frames[split] = pd.DataFrame(columns).astype({column: "str" if column == "text" else "object", "label": "int64"})
+        frames[split] = pd.DataFrame(columns).astype(
+            {column: "str" if column == "text" else "object", "label": "int64"}
+        )
     return frames
 
 

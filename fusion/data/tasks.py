@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from fusion.artifacts import read_json
 from fusion.data.images import Picture
 
+
 @dataclass(frozen=True)
 class TaskData:
     """One prepared task: a folder with a data set a split, and info.json."""

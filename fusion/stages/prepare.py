@@ -14,9 +14,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, d
 
 from fusion import artifacts
 from fusion.data.archives import fetch
+from fusion.data.images import Picture, check
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.data.sources import read
-from fusion.data.images import Picture, check
 from fusion.data.splits import Dropped, input_column, split
 from fusion.job import Job, progress
 
@@ -51,9 +51,7 @@ def prepare_task(job: Job) -> None:
     try:
         frames = read(task, archives)
         seed, caps = task.split_seed, {str(key): n for key, n in task.max_examples.items()}
-        splits, dropped = split(
-            frames, list(task.classes), seed=seed, max_examples=caps, whole_test=task.whole_test
-        )
+        splits, dropped = split(frames, list(task.classes), seed=seed, max_examples=caps, whole_test=task.whole_test)
         if task.modality == "image":
             for key, frame in splits.items():
                 check(_pictures(key, frame), frame["label"], len(task.classes))
@@ -74,7 +72,10 @@ def _dataset(splits: Mapping[str, pd.DataFrame], classes: list[str]) -> DatasetD
             columns, features = frame.to_dict("list"), Features({"text": Value("string"), **labels})
         else:
             encoded = [{"bytes": picture.content, "path": picture.name} for picture in _pictures(name, frame)]
-            columns, features = {"image": encoded, "label": list(frame["label"])}, Features({"image": Image(), **labels})
+            columns, features = (
+                {"image": encoded, "label": list(frame["label"])},
+                Features({"image": Image(), **labels}),
+            )
         found[name] = Dataset.from_dict(columns, features=features)
     return found
 

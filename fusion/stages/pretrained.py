@@ -2,9 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fusion.artifacts import new_folder
 from fusion.backbones import open_backbone, weights
@@ -15,6 +13,7 @@ from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
 from fusion.job import Job, progress
 from fusion.modes import initialise
+from fusion.rows import WeightsSource
 
 
 def prepare_backbone(job: Job) -> None:
@@ -22,7 +21,7 @@ def prepare_backbone(job: Job) -> None:
 
     params.settings: {row, source}, `source` one of the row's (`fusion.rows.WeightsSource`).
     """
-    source, row = job.params["settings"]["source"], job.params["settings"]["row"]
+    source, row = WeightsSource(**job.params["settings"]["source"]), job.params["settings"]["row"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = _folder(source, job.optional("archive"), Path(scratch))
         backbone = open_backbone(folder, row)
@@ -32,16 +31,15 @@ def prepare_backbone(job: Job) -> None:
     progress(f"pre-trained model of {count / 1e6:.1f} M parameters")
 
 
-def _folder(source: Mapping[str, Any], archive: Path | None, scratch: Path) -> Path:
+def _folder(source: WeightsSource, archive: Path | None, scratch: Path) -> Path:
     """The source as a folder in transformers format; what has to be made first is made in `scratch`."""
-    if source["hub"]:
-        return weights.from_hub(source["hub"], source["revision"])
-    if source["open_clip"]:
-        return from_open_clip(source["open_clip"], source["pretrained"], scratch)
-    folder = Path(source["folder"])
-    if archive is not None:
-        folder = _unpack(archive, source["folder"], scratch / "unpacked")
-    return weights.from_onnx(folder / source["onnx"], scratch / "converted") if source["onnx"] else folder
+    if source.hub is not None:
+        return weights.from_hub(source.hub, source.revision)
+    if source.open_clip is not None and source.pretrained is not None:
+        return from_open_clip(source.open_clip, source.pretrained, scratch)
+    assert source.folder is not None
+    folder = _unpack(archive, source.folder, scratch / "unpacked") if archive else Path(source.folder)
+    return weights.from_onnx(folder / source.onnx, scratch / "converted") if source.onnx else folder
 
 
 def _unpack(archive: Path, folder: str, scratch: Path) -> Path:
