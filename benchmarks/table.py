@@ -57,7 +57,8 @@ def linearized(figures: Figures) -> Iterable[list[str]]:
     """A training step of L-LoRA"""
     yield from head("ratio", "value")
     yield ["L-LoRA over LoRA", verdict(figures["l_lora_over_lora"])]
-    yield ["forward mode over L-LoRA", verdict(figures["jvp_over_l_lora"])]
+    yield ["forward mode over L-LoRA, adapters on every linear layer", verdict(figures["jvp_over_l_lora"])]
+    yield ["forward mode over L-LoRA, on query and value", f"{figures['jvp_over_l_lora_query_value']:.2f}"]
 
 
 def large(figures: Figures) -> Iterable[list[str]]:

@@ -31,7 +31,7 @@ def zero_shot(backbone: Any, words: list[str], prompts: list[str]) -> Tensor:
 @torch.inference_mode()
 def prototypes(backbone: Backbone, data: TaskData) -> Tensor:
     """The normalized mean feature of the first training examples of every class."""
-    inputs, labels = (read("train", PROTOTYPE_EXAMPLES) for read in (data.inputs, data.labels))
+    inputs, labels = data.inputs("train", PROTOTYPE_EXAMPLES), data.labels("train", PROTOTYPE_EXAMPLES)
     features = []
     with autocast():
         for start in range(0, len(inputs), BATCH):

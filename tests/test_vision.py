@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pandas as pd
 import pytest
+import tiny
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from onnx import TensorProto, helper, numpy_helper, save_model
@@ -30,7 +32,9 @@ from fusion.backbones.weights import from_hub, from_onnx
 from fusion.data.images import Picture, encoded
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
+from fusion.job import Job
 from fusion.modes import adapter_state, attach, initialise, lora_config, save_adapter
+from fusion.stages.pretrained import prepare_backbone
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXTS = ["a photo of a dog.", 'a photo of the number: "7".', "itap of a café, really"]
@@ -242,3 +246,66 @@ def test_a_zero_shot_head_averages_the_prompts_of_a_class(clip: Path, tmp_path: 
     cat, dog = each[0] + each[1], each[2] + each[3]
     expected = torch.stack([cat / cat.norm(), dog / dog.norm()])
     assert_close(class_embeddings(backbone, data), expected)
+
+
+def hub_cache(home: Path, name: str, model: Path) -> None:
+    """Writes a model to the hub's own cache layout: refs, blobs, and snapshots that are links to those."""
+    root, revision = home / "hub" / f"models--{name.replace('/', '--')}", "a" * 40
+    for folder in ("refs", "blobs", f"snapshots/{revision}"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "refs/main").write_text(revision)
+    for number, file in enumerate(sorted(path for path in model.iterdir() if path.is_file())):
+        (root / f"blobs/{number:040}").write_bytes(file.read_bytes())
+        (root / f"snapshots/{revision}/{file.name}").symlink_to(f"../../blobs/{number:040}")
+
+
+def test_a_model_in_the_hubs_cache_is_read_offline(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_cache(tmp_path, "openai/tiny", clip)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    settings = {"row": {"kind": "clip", "options": {"logit_scale": 100.0}}, "source": {"hub": "openai/tiny"}}
+    prepare_backbone(Job("", {}, {"model": str(tmp_path / "out")}, {"settings": settings}))
+    first, again = open_row(clip, "clip"), open_row(tmp_path / "out", "clip")
+    batch = first.collate(pictures())
+    assert torch.equal(first.features({}, batch), again.features({}, batch))
+    assert torch.equal(first.embed_texts(TEXTS), again.embed_texts(TEXTS))
+
+
+def write_pictures(folder: Path, seed: int) -> dict[str, Any]:
+    """A task of two classes of noise, light and dark, as folders of files; its row of config/tasks.yaml."""
+    rng = np.random.default_rng(seed)
+    for name, low in (("dark", 0), ("light", 100)):
+        (folder / name).mkdir(parents=True)
+        for i in range(40):
+            array = rng.integers(low, low + 120, (24, 32, 3), dtype=np.uint8)
+            (folder / name / f"{i}.ppm").write_bytes(encoded(array))
+    source = {"folder": str(folder.parent), "files": {"all": folder.name}, "format": {"kind": "image_folder"}}
+    classes = {"dark": "a dark picture", "light": "a light picture"}
+    return {"modality": "image", "sources": [source], "classes": classes, "prompt": ["{}.", "this is {}."]}
+
+
+@pytest.mark.slow
+def test_the_workflow_runs_on_pictures_with_a_model_of_the_hub(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_cache(tmp_path / "hf", "openai/tiny", clip)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tasks = {name: write_pictures(tmp_path / "pictures" / name, i) for i, name in enumerate(("one", "two"))}
+    backbone = {
+        "kind": "clip",
+        "sources": [{"hub": "openai/tiny"}],
+        "frozen": ["visual_projection.weight"],
+        "target_modules": ["q_proj", "v_proj"],
+        "options": {"logit_scale": 20.0},
+    }
+    methods = ["task_arithmetic", "ties", "concrete_layer_wise"]
+    define = {"backbones": {"pictures": backbone}, "tasks": tasks, "suites": {"pair": {"tasks": list(tasks)}}}
+    run = tiny.snakemake(tmp_path, backbones=["pictures"], suites=["pair"], methods=methods, define=define)
+    assert run.returncode == 0, run.output
+    scores = pd.read_parquet(tmp_path / "results/tiny/tables/scores.parquet")
+    assert set(scores["domain"]) == {"image"}
+    assert {"pretrained", "individual", "multitask", *methods} == set(scores["method"])
+    individual = scores[(scores["method"] == "individual") & (scores["metric"] == "accuracy")]
+    assert individual["value"].min() > 0.9  # light and dark are told apart
+    assert (tmp_path / "results/tiny/report.html").is_file()

@@ -7,7 +7,7 @@ rows; transformers' has three layers, which PEFT adapts, and whose adapters othe
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -126,4 +126,4 @@ def _tokenizer(name: str) -> Any:
         raise ValueError(f"open_clip's {name} has a tokenizer of its own, {type(own).__name__}; expected CLIP's")
     renamed = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {renamed.get(token, token): number for token, number in own.encoder.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=list(own.bpe_ranks), model_max_length=own.context_length)
+    return CLIPTokenizer(vocab=vocabulary, merges=cast(Any, list(own.bpe_ranks)), model_max_length=own.context_length)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image
@@ -60,6 +60,6 @@ def _open_clip(settings: Path, image_size: int | None) -> Found:
 
     own: Mapping[str, Any] = json.loads(settings.read_text(encoding="utf-8"))["preprocess"]
     config = PreprocessCfg(**{**own, **({"size": image_size} if image_size else {})})
-    steps = image_transform_v2(config, is_train=False).transforms
+    steps = cast(Compose, image_transform_v2(config, is_train=False)).transforms
     as_bytes = [PILToTensor() if isinstance(step, ToTensor) else step for step in steps]
     return Compose([step for step in as_bytes if not isinstance(step, Normalize)]), config.mean, config.std

@@ -63,7 +63,9 @@ def _rows(
         case PixelsFormat() as form:
             return images.pixels(content(file), form, name)
         case ArraysFormat() as form:
-            return images.arrays(*(content(file.replace("{}", part)) for part in (form.images, form.labels)), name)
+            return images.arrays(
+                content(file.replace("{}", form.images)), content(file.replace("{}", form.labels)), name
+            )
         case FolderFormat():
             folder = _folder(source, file)
             return ((path.read_bytes(), label) for path, label in images.in_folders(folder))

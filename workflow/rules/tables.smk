@@ -5,6 +5,7 @@ rule tables:
         selection=expand(f"{RUN}/selection/{{path}}.parquet", path=fused()),
         diagnostics=expand(f"{RUN}/diagnostics/{{path}}.parquet", path=fused()),
         similarity=similarities(),
+        published=PUBLISHED,
     output:
         tables=report(
             directory(f"{RUN}/tables"), caption="../report/tables.rst", patterns=["{name}.csv"], category="Tables"

@@ -1,0 +1,73 @@
+"""Published numbers beside the run's own: the right ones, marked by how they were chosen."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from example_scores import add_model, first, tables_job
+
+from fusion.config import ROWS
+from fusion.stages.tables import make_tables
+from fusion.tables.published import COLUMNS, read_published
+
+HEADER = "paper,family,backbone,mode,space,suite,method,task,value,setting,chosen_on,source\n"
+RIGHT = {"colours": first(12, 20), "food": first(16, 20)}
+
+
+def published(folder: Path, *lines: str) -> Path:
+    """A file of published numbers: a row for each 'space,suite,method,task,value,setting,chosen_on'."""
+    rows = []
+    for line in lines:
+        space, suite, rest = line.split(",", 2)
+        rows.append(f"arXiv:1,A,tiny,full,{space},{suite},{rest},somewhere\n")
+    path = folder / "published.csv"
+    path.write_text(HEADER + "".join(rows))
+    return path
+
+
+def compared(folder: Path, *lines: str) -> pd.DataFrame:
+    """What a run of two models and a pre-trained one finds in those numbers."""
+    add_model(folder, "pretrained", RIGHT, mode="", suite="")
+    add_model(folder, "ties", RIGHT, space="weight")
+    add_model(folder, "ties", {task: ~right for task, right in RIGHT.items()}, space="weight", seed=1)
+    job = tables_job(folder)
+    job.input["published"] = str(published(folder, *lines))
+    make_tables(job)
+    return pd.read_parquet(folder / "tables/published.parquet")
+
+
+def test_a_fused_model_is_compared_in_its_own_suite_and_space(tmp_path: Path) -> None:
+    lines = ["weight,pair,ties,food,0.7,scaling=0.3,test", "adapter,pair,ties,food,0.6,,", "weight,all,ties,food,0.5,,"]
+    (row,) = compared(tmp_path, *lines).to_dict("records")
+    assert row["published"] == 0.7 and row["value"] == pytest.approx((0.8 + 0.2) / 2) and row["seeds"] == 2
+    assert row["difference"] == pytest.approx(-0.2)
+    assert (row["setting"], row["chosen_on"], row["family"]) == ("scaling=0.3", "test", "A")
+
+
+def test_a_reference_is_compared_in_any_suite(tmp_path: Path) -> None:
+    found = compared(tmp_path, "weight,twenty,pretrained,colours,0.55,,", "weight,pair,pretrained,colours,0.5,,")
+    assert sorted(found["published"]) == [0.5, 0.55]
+    assert found["value"].tolist() == pytest.approx([0.6, 0.6])
+
+
+def test_a_run_that_nothing_was_published_of_has_an_empty_table(tmp_path: Path) -> None:
+    found = compared(tmp_path, "weight,pair,emr,food,0.7,,")
+    assert found.empty and list(found.columns) == COLUMNS
+
+
+def test_a_file_without_a_column_is_an_error_that_names_both(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("paper,method\nx,y\n")
+    with pytest.raises(ValueError, match=r"a\.csv: columns \['backbone', 'mode', 'task', 'family'"):
+        read_published([str(tmp_path / "a.csv")])
+    assert read_published([]).empty
+
+
+def test_the_shipped_numbers_are_accuracies_under_the_names_of_rows() -> None:
+    frame = read_published(sorted(map(str, (ROWS / "published").glob("*.csv"))))
+    assert len(frame) > 400 and frame["value"].between(0, 1).all()
+    assert set(frame["chosen_on"]) == {"", "test"} and set(frame["space"]) == {"weight", "adapter"}
+    text = "".join(path.read_text() for path in ROWS.glob("*.yaml"))
+    for column in ("backbone", "task"):
+        assert all(f"\n{name}:" in text for name in frame[column].unique())
+    best = frame[(frame["method"] == "task_arithmetic") & (frame["backbone"] == "clip_vitb32")]
+    assert set(best["chosen_on"]) == {"", "test"}  # the same method at a fixed scaling, and at the best on test data
