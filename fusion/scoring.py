@@ -1,6 +1,6 @@
 """Predictions of a model on labelled splits, and their accuracy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,27 @@ from fusion.device import autocast
 from fusion.objectives import entropy
 
 
-@dataclass(frozen=True)
-class Batched:
-    """Inputs of one task in batches of similar size, made once and read by many models."""
+KEPT = 256 << 20  # bytes of collated batches of a task that stay in memory
 
-    batches: list[tuple[list[int], Any]]  # indices of the examples, and the collated batch
-    count: int
+
+class Batched:
+    """Inputs of one task in batches of similar size, read by many models; made once, as far as memory allows."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], inputs: Sequence[Any], parts: list[list[int]]) -> None:
+        self._collate, self._inputs, self._parts = collate, inputs, parts
+        self._made: dict[int, Any] = {}
+        self._room = KEPT
+        self.count = len(inputs)
+
+    @property
+    def batches(self) -> Iterator[tuple[list[int], Any]]:
+        """Indices of the examples, and the collated batch."""
+        for number, part in enumerate(self._parts):
+            batch = self._made[number] if number in self._made else self._collate([self._inputs[i] for i in part])
+            if self._room > 0 and number not in self._made:
+                self._made[number] = batch
+                self._room -= sum(tensor.nbytes for tensor in batch.values())
+            yield part, batch
 
 
 @dataclass(frozen=True)
@@ -33,10 +48,10 @@ class Predictions:
 
 
 def batched(backbone: Backbone, inputs: Sequence[Any], batch_size: int) -> Batched:
-    """The inputs sorted by size and collated."""
+    """The inputs sorted by size, to be collated when they are read."""
     order = sorted(range(len(inputs)), key=lambda i: backbone.size(inputs[i]))
     parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return Batched([(part, backbone.collate([inputs[i] for i in part])) for part in parts], len(inputs))
+    return Batched(backbone.collate, inputs, parts)
 
 
 def predict(backbone: Backbone, weights: Mapping[str, Tensor], head: Tensor, inputs: Batched) -> Predictions:
