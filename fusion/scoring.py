@@ -11,7 +11,6 @@ from fusion.backbones import Backbone
 from fusion.device import autocast
 from fusion.objectives import entropy
 
-
 KEPT = 256 << 20  # bytes of collated batches of a task that stay in memory
 
 
