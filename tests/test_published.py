@@ -7,8 +7,9 @@ import pytest
 from example_scores import add_model, first, tables_job
 
 from fusion.config import ROWS
-from fusion.stages.tables import make_tables
+from fusion.stages.tables import TABLES, make_tables
 from fusion.tables.published import COLUMNS, read_published
+from fusion.tables.summary import findings
 
 HEADER = "paper,family,backbone,mode,space,suite,method,task,value,setting,chosen_on,source\n"
 RIGHT = {"colours": first(12, 20), "food": first(16, 20)}
@@ -48,6 +49,17 @@ def test_a_reference_is_compared_in_any_suite(tmp_path: Path) -> None:
     found = compared(tmp_path, "weight,twenty,pretrained,colours,0.55,,", "weight,pair,pretrained,colours,0.5,,")
     assert sorted(found["published"]) == [0.5, 0.55]
     assert found["value"].tolist() == pytest.approx([0.6, 0.6])
+
+
+def test_a_zero_shot_accuracy_far_from_the_published_one_is_a_warning(tmp_path: Path) -> None:
+    compared(tmp_path, "weight,pair,pretrained,colours,0.58,,", "weight,pair,pretrained,food,0.6,,")
+    tables = {name: pd.read_parquet(tmp_path / f"tables/{name}.parquet") for name in TABLES}
+    said = [finding for finding in findings(tables) if "ero-shot" in finding.text]
+    assert [finding.warning for finding in said] == [False, True]
+    assert "within 20.0 points of 2 published ones" in said[0].text
+    assert said[1].text.startswith(
+        "tiny: 80.0 % zero-shot on Food, published 60.0 % (somewhere); check its class names"
+    )
 
 
 def test_a_run_that_nothing_was_published_of_has_an_empty_table(tmp_path: Path) -> None:

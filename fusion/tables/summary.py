@@ -12,6 +12,7 @@ from fusion.tables.score_rows import by_place, clean, of_suite
 
 Row = dict[Any, Any]
 MODEL = ["mode", "space", "method"]
+TOLERANCE = 0.03  # between a published zero-shot accuracy and that of another library's preprocessing
 IMPLAUSIBLE_Z = 3.0  # test above val by this many standard errors: by chance once in 700 models
 
 
@@ -37,7 +38,7 @@ def findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
         said += [*_entropies(board, of_suite(tables["diagnostics"], backbone, suite)), *_lora(board)]
         prefix = f"{backbone}, {suite}: " if len(suites) > 1 else ""
         found += [Finding(prefix + finding.text, finding.warning) for finding in said]
-    found += _test_above_val(tables["scores"])
+    found += [*_test_above_val(tables["scores"]), *_zero_shot(tables["published"])]
     return sorted(found, key=lambda finding: finding.warning)
 
 
@@ -163,6 +164,19 @@ def _test_above_val(scores: pd.DataFrame) -> Iterator[Finding]:
             text = f"{percent(row['value'])} % on test, {percent(row['value_val'])} % on val (z = {excess:.1f})"
             where = f"{label(row['mode'])}, {label(row['task'])}, seed {row['seed']}"
             yield Finding(f"{where}: {text}; was it trained on test data?", warning=True)
+
+
+def _zero_shot(published: pd.DataFrame) -> Iterator[Finding]:
+    """The pre-trained model against published numbers: the wrong class order or normalization shows there first."""
+    rows = published[published["method"] == "pretrained"].drop_duplicates(["backbone", "task", "published"])
+    if rows.empty:
+        return
+    largest = rows["difference"].abs().max()
+    yield Finding(f"Zero-shot accuracies are within {percent(largest)} points of {len(rows)} published ones.")
+    for row in rows[rows["difference"].abs() > TOLERANCE].to_dict("records"):
+        text = f"{percent(row['value'])} % zero-shot on {label(row['task'])}, published {percent(row['published'])} %"
+        where = "check its class names, their order, the prompts and the normalization"
+        yield Finding(f"{row['backbone']}: {text} ({row['source']}); {where}.", warning=True)
 
 
 def _references(board: pd.DataFrame) -> dict[str, float]:
