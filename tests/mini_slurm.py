@@ -1,7 +1,8 @@
 """A real SLURM on this machine: munged, slurmctld and slurmd in a folder of their own, on loopback, with fake GPUs.
 
 Two partitions share the node: jobs of `high` preempt those of `low`, which are requeued. There is no accounting, so
-sacct has nothing to say. `Slurm.start` installs the Debian packages where it may (root, apt-get).
+sacct has nothing to say, unless it is asked for: then slurmdbd keeps it in a MariaDB of its own, and enforces limits.
+`Slurm.start` installs the Debian packages where it may (root, apt-get).
 """
 
 import os
@@ -10,11 +11,36 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+ACCOUNTING_PACKAGES = ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
+NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
+WITH_ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={dbd_port}
+AccountingStoragePass={folder}/munge/munge.sock
+AccountingStorageEnforce=associations,limits"""
+DBD_CONFIG = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/munge.sock
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={dbd_port}
+CommunicationParameters=NoInAddrAny
+SlurmUser={user}
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={sql_port}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct_db
+LogFile={folder}/log/slurmdbd.log
+PidFile={folder}/run/slurmdbd.pid
+"""
 CPUS, GPUS, MEMORY = 16, 2, 16000  # what the node says it has
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 CONFIG = """
@@ -38,7 +64,7 @@ MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -73,15 +99,24 @@ class NoSlurm(Exception):
 class Slurm:
     """One SLURM, with its daemons as children of this process."""
 
-    def __init__(self, folder: Path, max_array: int = 1001) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, max_array: int = 1001, accounting: bool = False) -> None:
+        self.folder, self._accounting = folder, accounting
         self._max_array = max_array
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._before: dict[str, str | None] = {}
 
     def start(self) -> None:
         """Starts the daemons and lets this process and its children find them. NoSlurm with the reason if it cannot."""
-        install()
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        install(PACKAGES, PROGRAMS)
+        if self._accounting:
+            install(ACCOUNTING_PACKAGES, ACCOUNTING_PROGRAMS)
         for name in ("etc", "run", "log", "munge", "state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
@@ -97,6 +132,8 @@ class Slurm:
             f"--seed-file={munge}/seed", "--num-threads=2",
         )  # fmt: skip
         self._wait(lambda: _says("munge", "-n", "-S", f"{munge}/munge.sock"), "munged")
+        if self._accounting:
+            self._start_accounting()
         self.start_controller()
         self._spawn("slurmd", "-D")
         self._wait(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"), "slurmd")
@@ -114,13 +151,14 @@ class Slurm:
         """Cancels all jobs and ends the daemons."""
         if "slurmctld" in self._daemons:
             self.clear()
-        for name in ("slurmctld", "slurmd", "munged"):
+        for name in ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged"):
             self._end(name)
         for name, value in self._before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        self._before.clear()
 
     def clear(self) -> None:
         """Cancels all jobs and waits until they are gone."""
@@ -142,7 +180,10 @@ class Slurm:
             "user": _output("id", "-un").strip(),
             "folder": self.folder,
         }
-        port = _free_ports()
+        port, dbd_port = _free_ports(26817), _free_ports(30001)
+        facts |= {"dbd_port": dbd_port, "sql_port": dbd_port + 1}
+        self._sql_port = dbd_port + 1
+        facts["accounting"] = (WITH_ACCOUNTING if self._accounting else NO_ACCOUNTING).format(**facts)
         sizes = {"cpus": CPUS, "gpus": GPUS, "memory": MEMORY, "max_array": self._max_array}
         sizes["preemption"] = "PreemptMode=REQUEUE GraceTime=20"
         text = CONFIG.format(**facts, **sizes, port=port, slurmd_port=port + 1)
@@ -151,6 +192,34 @@ class Slurm:
             f"AutoDetect=off\nName=gpu File={self.folder}/etc/nvidia[0-{GPUS - 1}]\n"
         )
         (self.folder / "etc/cgroup.conf").touch()
+        dbd = self.folder / "etc/slurmdbd.conf"
+        dbd.write_text(DBD_CONFIG.format(**facts))
+        dbd.chmod(0o600)  # it holds a password
+
+    def _start_accounting(self) -> None:
+        """Starts a database and slurmdbd, with this cluster, and this user in the accounts `rich` and `poor`.
+
+        At most one job of `poor` may be in the queue.
+        """
+        user, data = _output("id", "-un").strip(), self.folder / "sql"
+        options = [f"--user={user}", f"--datadir={data}", "--auth-root-authentication-method=normal"]
+        subprocess.run(["mariadb-install-db", *options], capture_output=True, timeout=120, check=True)
+        first = self.folder / "etc/first.sql"
+        statements = ("CREATE USER slurm@127.0.0.1 IDENTIFIED BY 'slurm';", "GRANT ALL ON *.* TO slurm@127.0.0.1;")
+        first.write_text("\n".join(statements) + "\n")  # the server reads a statement a line
+        self._spawn(
+            "mariadbd", f"--user={user}", f"--datadir={data}", f"--socket={self.folder}/run/sql.sock",
+            "--bind-address=127.0.0.1", f"--port={self._sql_port}", f"--pid-file={self.folder}/run/sql.pid",
+            f"--init-file={first}", "--skip-name-resolve",
+        )  # fmt: skip
+        self._wait(lambda: _accepts(self._sql_port), "mariadbd")
+        self._spawn("slurmdbd", "-D")
+        self._wait(lambda: _says("sacctmgr", "--noheader", "show", "cluster"), "slurmdbd")
+        for what in (
+            ["cluster", "mini"], ["account", "rich"], ["account", "poor"], ["user", user, "account=rich"],
+            ["user", user, "account=poor", "MaxSubmitJobs=1"],
+        ):  # fmt: skip
+            subprocess.run(["sacctmgr", "--immediate", "add", *what], capture_output=True, timeout=30, check=True)
 
     def _environ(self, name: str, value: str) -> None:
         self._before[name] = os.environ.get(name)
@@ -180,10 +249,10 @@ class Slurm:
         return log.read_text(errors="replace")[-500:] if log.is_file() else ""
 
 
-def install() -> None:
-    """Installs SLURM's packages where they are missing. NoSlurm with the reason if it cannot."""
+def install(packages: Sequence[str], programs: Sequence[str]) -> None:
+    """Installs the packages where one of the programs is missing. NoSlurm with the reason if it cannot."""
     path = f"{SBIN}:{os.environ['PATH']}"
-    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    missing = [program for program in programs if shutil.which(program, path=path) is None]
     if not missing:
         return
     if os.getuid() != 0 or shutil.which("apt-get") is None:
@@ -195,7 +264,7 @@ def install() -> None:
         policy.chmod(0o755)
     quiet = {"capture_output": True, "text": True, "timeout": 600, "check": False}
     apt = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, **quiet}
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     try:
         done = subprocess.run(command, **apt)
         if done.returncode:  # package lists may be old or missing
@@ -219,9 +288,9 @@ def wait_for(
         time.sleep(0.1)
 
 
-def _free_ports() -> int:
-    """A port that is free, as is the next one."""
-    for port in range(26817, 30000, 2):
+def _free_ports(first: int) -> int:
+    """The first port from there that is free, as is the next one."""
+    for port in range(first, first + 3000, 2):
         with socket.socket() as one, socket.socket() as two:
             try:
                 one.bind(("127.0.0.1", port))
@@ -229,7 +298,12 @@ def _free_ports() -> int:
             except OSError:
                 continue
             return port
-    raise NoSlurm("no free port from 26817 to 30000")
+    raise NoSlurm(f"no free port from {first} to {first + 3000}")
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _says(*command: str) -> bool:

@@ -202,11 +202,15 @@ def test_costs_hold_fine_tuning_per_task_and_fusion_per_method(run: Path) -> Non
     fused = costs.loc[("fuse", "task_arithmetic", "")]
     assert fused[["seconds", "select_seconds", "seeds", "peak_bytes"]].tolist() == [2.5, 20.5, 2, 1000]
     assert math.isnan(costs.loc[("finetune", "individual", "a"), "select_seconds"])
-    assert "pretrained" not in costs.index.get_level_values("method")
+    scored = costs.loc[("evaluate", "pretrained", "")]
+    assert scored[["seconds", "queue_seconds", "seeds", "peak_bytes"]].tolist() == [3.0, 1.0, 1, 2000]
+    assert costs.loc[("evaluate", "individual", "a"), "seeds"] == 2
+    assert "pretrained" not in costs.drop("evaluate").index.get_level_values("method")
 
 
 def test_a_cost_that_was_not_measured_is_missing(tmp_path: Path) -> None:
-    add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight", peak_bytes=-1)
+    missing = {"peak_bytes": -1, "evaluate_peak_bytes": -1}
+    add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight", **missing)
     assert tables_of(tmp_path)["costs"]["peak_bytes"].isna().all()
 
 

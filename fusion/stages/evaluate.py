@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fusion.artifacts import digest, new_file, read_json
 from fusion.backbones import open_backbone
+from fusion.cost import measured
 from fusion.device import on_device
 from fusion.intervals import wilson
-from fusion.job import Job, progress
+from fusion.job import Job, progress, queue_seconds
 from fusion.scoring import Predictions
 from fusion.spaces import read_weights
 from fusion.suites import Scored, Suite
@@ -21,7 +22,8 @@ from fusion.suites import Scored, Suite
 # A model that could not be made has one row, without a number.
 NOT_MEASURED = {
     **{"split": "test", "data_hash": "", "task": "", "metric": "accuracy", "n": 0},
-    **dict.fromkeys(("value", "ci_low", "ci_high"), float("nan")),
+    **dict.fromkeys(("value", "ci_low", "ci_high", "evaluate_seconds", "evaluate_queue_seconds"), float("nan")),
+    "evaluate_peak_bytes": -1,
 }
 PREDICTIONS = {
     **dict.fromkeys(("backbone", "mode", "space", "suite", "method"), "str"),
@@ -43,6 +45,18 @@ def evaluate(job: Job) -> None:
         _write(job, [row | NOT_MEASURED], [])
         progress(f"{_name(row)}: does not apply")
         return
+    with measured() as cost:
+        scores, examples = _scored(job, row, folder)
+    spent = {"seconds": cost.seconds, "queue_seconds": queue_seconds(), "peak_bytes": cost.peak_bytes}
+    spent = {f"evaluate_{name}": value for name, value in spent.items()}
+    scores = [one | spent for one in scores]
+    _write(job, scores, examples)
+    own = [s["value"] for s in scores if s["metric"] == "accuracy" and s["split"] == "test"]
+    progress(f"{_name(row)}: mean test accuracy {sum(own) / len(own):.3f}")
+
+
+def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
+    """The measurements of the model on every task, and its predictions."""
     settings = job.params["settings"]
     backbone, suite = open_backbone(job.input["model"], settings["backbone"]), Suite.of(job)
     weights = _weights(Path(job.input["model"]), folder)
@@ -54,9 +68,7 @@ def evaluate(job: Job) -> None:
             where = {"split": split, "data_hash": part.fingerprint}
             scores += [row | where | one for one in _measured(part, found)]
             examples.append(_examples(row, split, part, found))
-    _write(job, scores, examples)
-    own = [s["value"] for s in scores if s["metric"] == "accuracy" and s["split"] == "test"]
-    progress(f"{_name(row)}: mean test accuracy {sum(own) / len(own):.3f}")
+    return scores, examples
 
 
 def _weights(pretrained: Path, folder: Path | None) -> Callable[[str], dict[str, Tensor]]:

@@ -92,24 +92,29 @@ def make_selection(selection: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per fine-tuning (step "finetune") and fusion (step "fuse"), averaged over seeds.
+    """One row per fine-tuning (step "finetune"), fusion ("fuse") and evaluation ("evaluate"), averaged over seeds.
 
-    Columns: step, GROUP, task ('' of a multi-task model and of a fusion), seconds (of a fusion, merging the
-    chosen candidate alone), select_seconds (the whole search over the grid, scoring included; nan for a
-    fine-tuning), seconds_std (of seconds), queue_seconds (before the job began), seeds, peak_bytes (on a GPU: its
-    memory), extra_parameters (stored beyond those of one
-    model). A model that could not be made has no row.
+    Columns: step, GROUP, task (that an individual model was trained on, else ''), seconds (of a fusion, merging the
+    chosen candidate alone), select_seconds (of a fusion: the whole search over the grid, scoring included),
+    seconds_std (of seconds), queue_seconds (before the job began), seeds, peak_bytes (on a GPU: its memory),
+    extra_parameters (stored beyond those of one model). A model that could not be made has no row.
     """
-    made = scores[(scores["reason"] == "") & (scores["method"] != "pretrained")].copy()
+    made = scores[scores["reason"] == ""].drop(columns="task").rename(columns={"trained_on": "task"})
     finetuned = made["method"].isin(["individual", "multitask"])
-    made["step"] = np.where(finetuned, "finetune", "fuse")
-    made["task"] = made["trained_on"].where(finetuned, "")
+    steps = {"finetune": made[finetuned], "fuse": made[~finetuned & (made["method"] != "pretrained")], "evaluate": made}
+    frames = []
+    for step, rows in steps.items():
+        rows = rows.assign(step=step, seconds=rows[f"{step}_seconds"])
+        if step == "evaluate":
+            queued, peak = rows["evaluate_queue_seconds"], rows["evaluate_peak_bytes"]
+            rows = rows.assign(queue_seconds=queued, peak_bytes=peak, select_seconds=np.nan)
+        frames.append(rows)
+    spent = pd.concat(frames, ignore_index=True)
     # A cost that was not measured is written as a negative number.
-    made["peak_bytes"] = made["peak_bytes"].where(made["peak_bytes"] >= 0)
-    made["seconds"] = made["finetune_seconds"].where(finetuned, made["fuse_seconds"])
+    spent["peak_bytes"] = spent["peak_bytes"].where(spent["peak_bytes"] >= 0)
     keys = ["step", *GROUP, "task"]
-    spent = ["seconds", "select_seconds", "queue_seconds", "peak_bytes", "extra_parameters"]
-    by_seed = made.groupby([*keys, "seed"], as_index=False)[spent].first()
+    figures = ["seconds", "select_seconds", "queue_seconds", "peak_bytes", "extra_parameters"]
+    by_seed = spent.groupby([*keys, "seed"], as_index=False)[figures].first()
     return by_seed.groupby(keys, as_index=False).agg(
         seconds=("seconds", "mean"),
         select_seconds=("select_seconds", "mean"),

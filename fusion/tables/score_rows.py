@@ -11,7 +11,7 @@ MEASUREMENT = [  # what was measured, of which model; rows are sorted by it
 SCORES = [
     *MEASUREMENT,
     *("value", "n", "ci_low", "ci_high", "finetune_seconds", "fuse_seconds", "select_seconds", "queue_seconds"),
-    "peak_bytes",
+    *("peak_bytes", "evaluate_seconds", "evaluate_queue_seconds", "evaluate_peak_bytes"),
     *("extra_parameters", "config_hash", "data_hash", "code_version", "reason"),
 ]
 GROUP = ["backbone", "suite", "mode", "space", "method_class", "method"]
