@@ -10,7 +10,7 @@ from fusion.backbones import Backbone
 from fusion.data.tasks import TaskData
 from fusion.device import autocast
 
-PROTOTYPE_EXAMPLES = 2000  # of the training split
+PROTOTYPE_EXAMPLES, OF_A_CLASS = 2000, 5  # of the training split: so many in all, but at least so many of a class
 BATCH = 64
 
 
@@ -31,15 +31,15 @@ def zero_shot(backbone: Any, words: list[str], prompts: list[str]) -> Tensor:
 @torch.inference_mode()
 def prototypes(backbone: Backbone, data: TaskData) -> Tensor:
     """The normalized mean feature of the first training examples of every class."""
-    inputs, labels = data.inputs("train", PROTOTYPE_EXAMPLES), data.labels("train", PROTOTYPE_EXAMPLES)
+    inputs, labels, classes = data.inputs("train"), data.labels("train"), data.info["classes"]
+    member = one_hot(labels, len(classes))
+    if missing := [name for name, n in zip(classes, member.sum(0).tolist(), strict=True) if not n]:
+        raise ValueError(f"task {data.info['name']}: no training example of classes {missing} to make a prototype of")
+    most = max(OF_A_CLASS, PROTOTYPE_EXAMPLES // len(classes))
+    chosen = (member.cumsum(0).gather(1, labels[:, None])[:, 0] <= most).nonzero()[:, 0].tolist()
     features = []
     with autocast():
-        for start in range(0, len(inputs), BATCH):
-            features.append(backbone.features({}, backbone.collate(inputs[start : start + BATCH])).float().cpu())
-    member = one_hot(labels, len(data.info["classes"])).float()
-    if missing := [name for name, n in zip(data.info["classes"], member.sum(0).tolist(), strict=True) if not n]:
-        raise ValueError(
-            f"task {data.info['name']}: classes {missing} are not among the first {len(inputs)} training examples, "
-            "which prototypes are made of; give the task more"
-        )
-    return normalize(member.T @ torch.cat(features), dim=-1)
+        for start in range(0, len(chosen), BATCH):
+            batch = backbone.collate([inputs[i] for i in chosen[start : start + BATCH]])
+            features.append(backbone.features({}, batch).float().cpu())
+    return normalize(member[chosen].float().T @ torch.cat(features), dim=-1)

@@ -88,17 +88,22 @@ class SentenceEncoderOptions(Row):
     overrides: dict[str, Any] = {}
 
 
-class VisionOptions(Row):
-    """logit_scale: factor of the cosine similarities; image_size: side of a picture in pixels, if not the model's."""
+class ClipOptions(Row):
+    """logit_scale: factor of the cosine similarities."""
 
     logit_scale: float = Field(gt=0)
+
+
+class DinoV2Options(ClipOptions):
+    """image_size: side of a picture in pixels, if not the model's own."""
+
     image_size: int | None = Field(default=None, ge=1)
 
 
 OPTIONS: dict[str, type[Row]] = {
     "sentence_encoder": SentenceEncoderOptions,
-    "clip": VisionOptions,
-    "dinov2": VisionOptions,
+    "clip": ClipOptions,
+    "dinov2": DinoV2Options,
 }
 
 

@@ -48,7 +48,8 @@ class Predictions:
 
 def batched(backbone: Backbone, inputs: Sequence[Any], batch_size: int) -> Batched:
     """The inputs sorted by size, to be collated when they are read."""
-    order = sorted(range(len(inputs)), key=lambda i: backbone.size(inputs[i]))
+    sizes = backbone.sizes(inputs)
+    order = sorted(range(len(inputs)), key=sizes.__getitem__)
     parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return Batched(backbone.collate, inputs, parts)
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
 from PIL import Image as PIL
 from pydantic import ValidationError
 
+from fusion.config import ROWS
 from fusion.data.images import Picture, encoded
 from fusion.data.rows import TaskRow
 from fusion.data.sources import read
@@ -75,7 +77,11 @@ def test_a_table_that_is_not_as_the_row_says_is_an_error(tmp_path: Path, content
         read(row(tmp_path, {"all": "a.csv"}, PIXELS), {})
 
 
-@pytest.mark.parametrize("write", [idx, pickle.dumps], ids=["idx", "pickle"])
+def pickled(protocol: int) -> Any:
+    return lambda array: pickle.dumps(array, protocol)
+
+
+@pytest.mark.parametrize("write", [idx, *map(pickled, (2, 4, 5))], ids=["idx", "pickle2", "pickle4", "pickle5"])
 @pytest.mark.parametrize("shape", [(4, 2, 3), (2, 2, 2, 3)], ids=["grey", "colour"])
 def test_arrays_of_pictures_and_classes_are_read(tmp_path: Path, write: Any, shape: tuple[int, ...]) -> None:
     pictures = GREY.reshape(shape)
@@ -101,6 +107,8 @@ class Evil:
         (pickle.dumps([1, 2]), "holds a list, expected a numpy array"),
         (pickle.dumps(np.zeros((2, 2)))[:40], "holds no pickled numpy array"),
         (idx(GREY)[:-1], r"is cut short: 23 bytes of an array \(4, 2, 3\)"),
+        (idx(GREY)[:9], "is cut short: 9 bytes, and an array of rank 3 has a longer header"),
+        (gzip.compress(idx(GREY))[:-9], "a gzip file is cut short or damaged"),
         (b"something else", "neither an IDX file of bytes nor a pickled array"),
         (pickle.dumps(np.zeros((4, 2, 3))), "got pictures of float64"),
         (idx(GREY[:3]), r"3 pictures and classes of shape \(4,\)"),
@@ -114,6 +122,14 @@ def test_an_array_that_cannot_be_read_is_an_error_and_runs_nothing(
     with pytest.raises(ValueError, match=message):
         read(row(tmp_path, {"all": "{}"}, ARRAYS), {})
     assert capsys.readouterr().out == ""
+
+
+def test_a_local_copy_of_a_task_is_read_instead_of_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = yaml.safe_load((ROWS / "tasks_clip.yaml").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    assert TaskRow(**shipped["dtd"]).source().hub == "tanganke/dtd"
+    (tmp_path / "data/dtd").mkdir(parents=True)
+    assert TaskRow(**shipped["dtd"]).source().folder == "data/dtd"
 
 
 def test_folders_of_picture_files_are_read_by_class_and_other_files_are_not(tmp_path: Path) -> None:
@@ -169,6 +185,19 @@ def palette() -> PIL.Image:
     return image
 
 
+def turned() -> PIL.Image:
+    """Black, and white on its right: upside down, white is first."""
+    image = PIL.new("L", (16, 8), 0)
+    image.paste(255, (8, 0, 16, 8))
+    return image
+
+
+def rotated() -> PIL.Exif:
+    exif = PIL.Exif()
+    exif[0x0112] = 3  # the camera was held upside down
+    return exif
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -178,8 +207,10 @@ def palette() -> PIL.Image:
         (png(palette(), transparency=0), (255, 0, 0)),
         (png(PIL.new("RGBA", (2, 2), (9, 8, 7, 0))), (9, 8, 7)),
         (png(palette(), "gif", save_all=True, append_images=[PIL.new("P", (2, 2), 1)]), (255, 0, 0)),
+        (png(PIL.fromarray(np.full((1, 1), 30000, np.uint16))), (117, 117, 117)),
+        (png(turned(), "jpeg", exif=rotated()), (255, 255, 255)),
     ],
-    ids=["grey", "CMYK", "one pixel", "palette", "transparent", "animated"],
+    ids=["grey", "CMYK", "one pixel", "palette", "transparent", "animated", "16 bits", "turned by EXIF"],
 )
 def test_pictures_of_any_mode_become_rgb(content: bytes, expected: tuple[int, ...]) -> None:
     image = Picture("a", content).rgb()
@@ -194,8 +225,9 @@ def test_pictures_of_any_mode_become_rgb(content: bytes, expected: tuple[int, ..
         (png(PIL.new("RGB", (64, 64)))[:60], "picture train/3 cannot be decoded"),
         (b"", "picture train/3 cannot be decoded"),
         (b"P5\n20000 20000\n255\n", r"picture train/3 cannot be decoded: .*(20000 × 20000|400000000) pixels"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "picture train/3 cannot be decoded: cannot identify"),
     ],
-    ids=["text", "cut short", "empty", "bomb"],
+    ids=["text", "cut short", "empty", "bomb", "a program"],
 )
 def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -222,6 +254,7 @@ def test_a_task_of_pictures_is_written_whole_without_leaks_and_read_in_order(tmp
     known = {encoded(one): label for one, label in zip(pictures[40:], np.arange(20) % 2, strict=True)}
     assert [known[content] for content in names["test"]] == data.labels("test").tolist()
     assert data.inputs("test", 3)[:] == data.inputs("test")[:3]
+    assert data.inputs("test")[2].name == f"{tmp_path}/out/test/2"
     shown = load_from_disk(str(tmp_path / "out/test"))[0]["image"]  # others read the folder with datasets alone
     assert np.array_equal(np.asarray(shown), np.asarray(data.inputs("test")[0].rgb().convert("L")))
     # recorded once; the same on every machine and library version

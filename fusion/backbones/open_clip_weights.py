@@ -46,7 +46,11 @@ def from_open_clip(name: str, pretrained: str, folder: Path) -> Path:
     if (name, pretrained) not in open_clip.list_pretrained():
         known = [tag for model, tag in open_clip.list_pretrained() if model == name]
         raise ValueError(f"open_clip has no weights {pretrained!r} of {name!r}; it has {known} (config/backbones.yaml)")
-    return write(open_clip.create_model(name, pretrained=pretrained), name, folder)
+    quick = bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
+    if "quickgelu" in name and not quick:
+        raise ValueError(f"open_clip's weights {pretrained!r} of {name!r} use plain GELU: drop -quickgelu")
+    model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick)  # it only warns of a mismatch
+    return write(model, name, folder)
 
 
 def write(model: Any, name: str, folder: Path) -> Path:

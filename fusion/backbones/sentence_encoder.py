@@ -42,9 +42,9 @@ class SentenceEncoder:
         )
         return {name: tokens[name].to(self.module.device) for name in ("input_ids", "attention_mask")}
 
-    def size(self, example: str) -> int:
-        """A cheap measure of an input's length, to batch inputs of similar cost."""
-        return min(len(example), 6 * self.max_length)
+    def sizes(self, inputs: Sequence[str]) -> list[int]:
+        """A cheap measure of each input's length, to batch inputs of similar cost."""
+        return [min(len(text), 6 * self.max_length) for text in inputs]
 
     def token_mask(self, batch: Batch) -> Tensor:
         """Which tokens are not padding: (B, length) bool."""

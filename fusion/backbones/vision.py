@@ -47,7 +47,7 @@ class VisionTower:
         self.module.config.save_pretrained(folder)
         state = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
         save_tensors(Path(folder) / "model.safetensors", state, {"format": "pt"})
-        for name in ("preprocessor_config.json", OPEN_CLIP):
+        for name in ("preprocessor_config.json", "processor_config.json", OPEN_CLIP):
             if (self.folder / name).is_file():
                 (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
 
@@ -55,9 +55,9 @@ class VisionTower:
         """The prepared pictures as bytes: (B, 3, H, W)."""
         return {"pixels": self.pixels(inputs).to(self.module.device)}
 
-    def size(self, example: Picture) -> int:
+    def sizes(self, inputs: Sequence[Picture]) -> list[int]:
         """All pictures are the same work."""
-        return 0
+        return [0] * len(inputs)
 
     def token_mask(self, batch: Batch) -> Tensor:
         """All tokens count, patches and the class token: (B, tokens) bool."""
@@ -75,7 +75,9 @@ class VisionTower:
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch, head: Tensor) -> Tensor:
         """(B, C) for class embeddings head (C, d); `params` replace the module's own where named."""
-        return self.logit_scale * self.features(params, batch) @ head.T
+        features = self.features(params, batch)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 would tie one class in ten with another
+            return self.logit_scale * features @ head.T
 
     def pooled(self, states: Any) -> Tensor:
         """The embedding (B, d) in what the network returns."""
@@ -98,6 +100,9 @@ class Clip(VisionTower):
     """
 
     network = CLIPVisionModelWithProjection
+
+    def __init__(self, folder: str | Path, *, logit_scale: float) -> None:
+        super().__init__(folder, logit_scale=logit_scale)
 
     def pooled(self, states: Any) -> Tensor:
         return states.image_embeds

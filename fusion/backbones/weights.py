@@ -15,12 +15,18 @@ def from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except Exception as error:  # the hub's own, and those of the network
         raise ValueError(
             f"cannot get the model {name} at revision {revision or 'main'}: {error}. Is there a network, or a copy in "
             "the hub's cache (HF_HOME)?"
         ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"the model {name} has no *.safetensors at revision {revision or 'main'}, and pickles are not read; give "
+            "a `revision` that has them, or another source (config/backbones.yaml)"
+        )
+    return folder
 
 
 def from_onnx(file: Path, folder: Path) -> Path:

@@ -10,7 +10,7 @@ def examples(
     path: str, config: str | None, revision: str | None, split: str, form: HubFormat, classes: Sequence[str]
 ) -> Iterator[tuple[bytes, str]]:
     """Encoded picture and class of every example of a split; ValueError where the data set is not as the row says."""
-    from datasets import Dataset, Image, load_dataset
+    from datasets import ClassLabel, Dataset, Image, load_dataset
 
     name = f"{path} ({split})"
     try:
@@ -22,6 +22,9 @@ def examples(
     assert isinstance(data, Dataset)
     if missing := {form.image, form.label} - set(data.column_names):
         raise ValueError(f"{name} has no column {sorted(missing)}; it has {data.column_names} (config/tasks.yaml)")
+    kind = data.features[form.label]
+    if isinstance(kind, ClassLabel) and kind.num_classes != len(classes):
+        raise ValueError(f"{name} has {kind.num_classes} classes, `classes` has {len(classes)} (config/tasks.yaml)")
     for found in data.cast_column(form.image, Image(decode=False)):
         assert isinstance(found, dict)
         image, label = found[form.image], found[form.label]

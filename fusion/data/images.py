@@ -5,16 +5,20 @@ import io
 import pickle
 import struct
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fusion.data.rows import PixelsFormat
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of large pictures and odd metadata: what matters is an error
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none that runs a program, as EPS does
 LARGEST = 100_000_000  # pixels: a few kilobytes can decode to any number of them
 IDX_BYTES = 0x08  # the type code of unsigned bytes in an IDX file
 
@@ -28,16 +32,18 @@ class Picture(NamedTuple):
     def rgb(self) -> Image.Image:
         """The decoded picture, the first of an animation, in RGB; ValueError naming it where it cannot be decoded."""
         try:
-            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(self.content)) as image:
+            with Image.open(io.BytesIO(self.content), formats=FORMATS) as image:
                 if image.width * image.height > LARGEST:
                     raise ValueError(f"it has {image.width} × {image.height} pixels; expected at most {LARGEST:,}")
-                return _on_white(image).convert("RGB")
+                return _plain(ImageOps.exif_transpose(image)).convert("RGB")
         except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
             raise ValueError(f"picture {self.name} cannot be decoded: {error}; replace or remove it") from error
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """A palette with transparency becomes RGBA first, as PIL asks for; other pictures stay as they are."""
+def _plain(image: Image.Image) -> Image.Image:
+    """A palette with transparency as RGBA, 16-bit grey as 8-bit, which PIL would clip; others as they are."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
@@ -59,7 +65,7 @@ def pixels(content: bytes, form: PixelsFormat, name: str) -> Iterator[tuple[byte
             f"{name} has {table.shape[1]} columns; expected {expected}: {form.height} × {form.width} values and a class"
         )
     values, labels = table[:, :-1], table[:, -1]
-    if values.min(initial=0) < 0 or values.max(initial=0) > form.maximum:
+    if not ((values >= 0) & (values <= form.maximum)).all():  # nor is NaN
         raise ValueError(f"{name} has values from {values.min()} to {values.max()}; expected 0 to {form.maximum}")
     grey = np.rint(values * (255 / form.maximum)).astype(np.uint8).reshape(-1, form.height, form.width)
     return ((encoded(one), f"{label:g}") for one, label in zip(grey, labels, strict=True))
@@ -83,8 +89,11 @@ def in_folders(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def unzipped(content: bytes) -> bytes:
-    """What a gzip file holds; anything else as it is."""
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    """What a gzip file holds; anything else as it is. ValueError where it is damaged."""
+    try:
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"a gzip file is cut short or damaged: {error}") from error
 
 
 def _array(content: bytes, name: str) -> np.ndarray:
@@ -94,6 +103,8 @@ def _array(content: bytes, name: str) -> np.ndarray:
     if len(data) < 4 or data[:3] != bytes([0, 0, IDX_BYTES]):
         raise ValueError(f"{name} is neither an IDX file of bytes nor a pickled array; it begins with {data[:4]!r}")
     rank = data[3]
+    if len(data) < 4 + 4 * rank:
+        raise ValueError(f"{name} is cut short: {len(data)} bytes, and an array of rank {rank} has a longer header")
     shape = struct.unpack_from(f">{rank}I", data, 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * rank)
     if values.size != np.prod(shape):
@@ -104,12 +115,16 @@ def _array(content: bytes, name: str) -> np.ndarray:
 class _ArraysOnly(pickle.Unpickler):
     """Reads a pickle that names nothing but what a plain numpy array is made of: no code can run."""
 
-    ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+    ALLOWED = {
+        *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),  # protocol 2 writes bytes as encoded text
+        *(("numpy._core.multiarray", "_reconstruct"), ("numpy._core.numeric", "_frombuffer")),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED and (module, name) != ("numpy._core.multiarray", "_reconstruct"):
+        module = module.replace("numpy.core", "numpy._core")  # its name before numpy 2
+        if (module, name) not in self.ALLOWED:
             raise ValueError(f"it names {module}.{name}, and only plain numpy arrays are read")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module, name)
 
 
 def _unpickled(data: bytes, name: str) -> np.ndarray:

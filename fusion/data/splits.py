@@ -61,7 +61,7 @@ def _clean(frames: Mapping[str, pd.DataFrame], whole_test: bool) -> tuple[pd.Dat
     rows["key"] = rows[column].map(KEYS[column])
     rows["priority"] = rows["split"].map(PRIORITY)
     # which of several spellings stays must not depend on the row order
-    rows = rows.sort_values(["key", column])
+    rows = rows.sort_values(["key", column, "label"])
     dropped: Dropped = {}
     for reason, concerns in REASONS.items():
         bad = concerns(rows)
@@ -103,7 +103,7 @@ def _carve(
             f"classes {', '.join(rare)} have too few distinct examples to be in every split; expected 3, "
             "or 2 beside an official test split: correct, merge or remove them (config/tasks.yaml)"
         )
-    rows = rows.assign(rank=_ranks(rows, purpose)).sort_values("rank")
+    rows = rows.assign(rank=_ranks(rows, purpose)).sort_values(["rank", "label"])
     by_class = rows.groupby("label")
     wanted = (by_class["label"].transform("size") * fraction).round().clip(lower=1)
     drawn = by_class.cumcount() < wanted
@@ -111,7 +111,7 @@ def _carve(
 
 
 def _shuffled(rows: pd.DataFrame, purpose: str) -> pd.DataFrame:
-    ordered = rows.assign(rank=_ranks(rows, purpose)).sort_values("rank")
+    ordered = rows.assign(rank=_ranks(rows, purpose)).sort_values(["rank", "label"])
     return ordered[[input_column(rows), "label"]].reset_index(drop=True)
 
 

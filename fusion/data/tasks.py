@@ -27,7 +27,7 @@ class TaskData:
     def inputs(self, split: str, limit: int | None = None) -> Sequence[Any]:
         """The first `limit` inputs of a split; any prefix is a random sample. No label is read."""
         data = self._split(split, limit)
-        return data["text"][:] if self.info["modality"] == "text" else Pictures(data)
+        return data["text"][:] if self.info["modality"] == "text" else Pictures(data, f"{self.folder}/{split}")
 
     def labels(self, split: str, limit: int | None = None) -> Tensor:
         """Their class indices (n,)."""
@@ -42,8 +42,8 @@ class TaskData:
 class Pictures(Sequence[Picture]):
     """The pictures of a split, read when asked for and not decoded."""
 
-    def __init__(self, data: Dataset) -> None:
-        self._data = data.cast_column("image", Image(decode=False))
+    def __init__(self, data: Dataset, name: str) -> None:
+        self._data, self._name = data.cast_column("image", Image(decode=False)), name
 
     def __len__(self) -> int:
         return len(self._data)
@@ -51,8 +51,7 @@ class Pictures(Sequence[Picture]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        found = self._data[index]["image"]
-        return Picture(found["path"], found["bytes"])
+        return Picture(f"{self._name}/{index}", self._data[index]["image"]["bytes"])
 
 
 def shuffled(count: int, batch_size: int, rng: Generator) -> Iterator[list[int]]:

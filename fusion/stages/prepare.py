@@ -71,7 +71,7 @@ def _dataset(splits: Mapping[str, pd.DataFrame], classes: list[str]) -> DatasetD
         if input_column(frame) == "text":
             columns, features = frame.to_dict("list"), Features({"text": Value("string"), **labels})
         else:
-            encoded = [{"bytes": picture.content, "path": picture.name} for picture in _pictures(name, frame)]
+            encoded = [{"bytes": content, "path": None} for content in frame["image"]]
             columns, features = (
                 {"image": encoded, "label": list(frame["label"])},
                 Features({"image": Image(), **labels}),
