@@ -74,14 +74,14 @@ def total_loss(backbone: Backbone, suite: Suite, space: Space, *, examples: int,
         with autocast():
             return backbone.logits(weights, batch, head).float()
 
-    scored = suite.scored(backbone, "train", examples, batch_size)
+    scored = list(suite.scored(backbone, "train", examples, batch_size))
     return TotalLoss(lambda params: on_device(space.to_weights(params)), logits, scored)
 
 
 def merged_features(backbone: Backbone, suite: Suite, space: Space, *, examples: int, batch_size: int) -> Features:
     """The layers' inputs on the first `examples` training inputs of every task of the suite, in float32."""
     require_weights(backbone, space)
-    scored = suite.scored(backbone, "train", examples, batch_size)
+    scored = list(suite.scored(backbone, "train", examples, batch_size))
 
     def features(task: int, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
         batches = [batch for _, batch in scored[task].inputs.batches]

@@ -53,18 +53,11 @@ class Suite:
         chosen = [i for i, name in enumerate(self.tasks) if name == task]
         return Suite([task for _ in chosen], [self.data[i] for i in chosen], [self.heads[i] for i in chosen])
 
-    def scored(self, backbone: Backbone, split: str, limit: int | None, batch_size: int) -> list[Scored]:
-        """The first `limit` examples of every task's split, in batches."""
-        return [
-            Scored(
-                task,
-                head,
-                batched(backbone, data.inputs(split, limit), batch_size),
-                data.labels(split, limit),
-                data.info["fingerprint"],
-            )
-            for task, data, head in zip(self.tasks, self.data, self.heads, strict=True)
-        ]
+    def scored(self, backbone: Backbone, split: str, limit: int | None, batch_size: int) -> Iterator[Scored]:
+        """The first `limit` examples of every task's split, in batches; one task at a time."""
+        for task, data, head in zip(self.tasks, self.data, self.heads, strict=True):
+            inputs, labels = data.inputs(split, limit), data.labels(split, limit)
+            yield Scored(task, head, batched(backbone, inputs, batch_size), labels, data.info["fingerprint"])
 
     def unlabelled(self, backbone: Backbone, split: str, batch_size: int, seed: int) -> list[Iterator[Any]]:
         """One endless iterator a task over shuffled batches of the split's inputs; labels are never read."""

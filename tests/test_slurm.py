@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 from cluster import Sandbox, finish
 from mini_slurm import NoSlurm, Slurm, wait_for
 from tiny import ROOT, snakemake
@@ -287,16 +288,45 @@ def test_a_full_results_folder_fails_clearly_and_leaves_nothing_half_written(slu
         subprocess.run(["umount", small], check=True)
 
 
+def one_core_profile(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """profiles/slurm where Snakemake looks for it, with one core a job: more would add up in another order."""
+    profile = shutil.copytree(ROOT / "profiles/slurm", home / "snakemake/slurm") / "config.yaml"
+    text = profile.read_text()
+    assert "cpus_per_task: 4" in text
+    profile.write_text(text.replace("cpus_per_task: 4", "cpus_per_task: 1"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.setenv("FUSION_DEVICE", "cpu")  # the GPUs of this SLURM are no real ones
+
+
+def test_a_preempted_fine_tuning_has_the_bytes_of_an_undisturbed_one(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_core_profile(tmp_path / "home", monkeypatch)
+    changes = {"finetune": {"steps": 1000, "checkpoint_every": 50}}
+    models = {name: tmp_path / name / "results/tiny/finetuned/tiny/full/colours/seed0" for name in ("alone", "cluster")}
+    alone = snakemake(tmp_path / "alone", str(models["alone"]), **changes)
+    assert alone.returncode == 0, alone.output
+    folder = tiny.make(tmp_path / "cluster")
+    tiny.write_config(folder, **changes)
+    command = tiny.command(folder, str(models["cluster"]), "--profile", "slurm", "--submitit-poll", "1")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = subprocess.Popen(command, cwd=folder, env=tiny.environment(), start_new_session=True, **pipes)
+    kept = models["cluster"].with_name("seed0.resume.safetensors")
+    wait_for(kept.exists, 120)
+    urgent = ["sbatch", "--partition=high", "--cpus-per-task=16", "--mem=100", "--wrap=sleep 3", "--output=/dev/null"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    wait_for(lambda: "PENDING" in slurm.jobs().values() and "RUNNING" in slurm.jobs().values(), 60)
+    code, output = finish(running, 240)
+    assert code == 0, output
+    weights = [model / "model.safetensors" for model in models.values()]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_the_tiny_workflow_has_the_tables_of_a_local_run(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"modes": ["full", "l_lora"], "methods": ["task_arithmetic", "concrete_layer_wise"]}
-    profile = shutil.copytree(ROOT / "profiles/slurm", tmp_path / "home/snakemake/slurm") / "config.yaml"
-    text = profile.read_text()
-    assert "cpus_per_task: 4" in text  # more cores would add up in another order
-    profile.write_text(text.replace("cpus_per_task: 4", "cpus_per_task: 1"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("FUSION_DEVICE", "cpu")  # the GPUs of this SLURM are no real ones
+    one_core_profile(tmp_path / "home", monkeypatch)
     alone = snakemake(tmp_path / "alone", **changes)
     assert alone.returncode == 0, alone.output
     tables = {}

@@ -23,8 +23,8 @@ def examples(
     if missing := {form.image, form.label} - set(data.column_names):
         raise ValueError(f"{name} has no column {sorted(missing)}; it has {data.column_names} (config/tasks.yaml)")
     kind = data.features[form.label]
-    if isinstance(kind, ClassLabel) and kind.num_classes != len(classes):
-        raise ValueError(f"{name} has {kind.num_classes} classes, `classes` has {len(classes)} (config/tasks.yaml)")
+    if isinstance(kind, ClassLabel) and len(kind.names) != len(classes):
+        raise ValueError(f"{name} has {len(kind.names)} classes, `classes` has {len(classes)} (config/tasks.yaml)")
     for found in data.cast_column(form.image, Image(decode=False)):
         assert isinstance(found, dict)
         image, label = found[form.image], found[form.label]

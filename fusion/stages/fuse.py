@@ -48,7 +48,7 @@ def _fuse(job: Job) -> None:
     backbone, suite = open_backbone(job.input["model"], settings["backbone"]), Suite.of(job)
     finetuned = [Path(path) for path in job.paths("finetuned")]
     space = open_space(settings["space"], Path(job.input["model"]), job.optional("init"), finetuned, settings["frozen"])
-    validation = suite.scored(backbone, "val", **settings["select"])
+    validation = list(suite.scored(backbone, "val", **settings["select"]))
     statistics = [Checkpoint(path) for path in job.paths("statistics")]
     chosen, best, rows = None, [], []
     for candidate in candidates(space, settings, backbone, suite, statistics):
