@@ -1,8 +1,10 @@
 """The two places where submitit runs jobs: SLURM, and processes of this machine."""
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
@@ -15,6 +17,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from . import slurm
 from .slurm import State
 
+# a job that does not listen yet would die of SLURM's warning; it ignores that, and is requeued when it is preempted
+PYTHON = f'sh -c \'trap "" USR2; exec "$@"\' sh {shlex.quote(sys.executable)}'
 RETRY = 2.0  # seconds between two attempts to reach SLURM
 
 
@@ -59,7 +63,7 @@ class Slurm:
     def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
         """Waits while SLURM cannot be reached; what an attempt that failed did submit is cancelled before the next."""
         _forget_own_job()
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self._max_timeouts)
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self._max_timeouts, python=PYTHON)
         options = {key.removeprefix("slurm_"): value for key, value in wanted.items()}
         options["time"] = options.pop("timeout_min")
         delay = min(self._signal_delay, 30 * options["time"])  # at most half the limit
