@@ -1,10 +1,14 @@
-"""One thread, so that results and times do not depend on the machine's cores; and the tiny world, made once."""
+"""One thread, so that results and times do not depend on the machine's cores; the tiny world and a SLURM, made once."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from cluster import Sandbox
+from mini_slurm import NoSlurm, Slurm
 from tiny_stages import TASKS, World, prepare
 
 torch.set_num_threads(1)
@@ -22,6 +26,33 @@ def new_world(world: World, tmp_path: Path) -> World:
     for task in TASKS:
         world.finetuned("lora", task)
     return World(Path(shutil.copytree(world.folder, tmp_path / "world")), world.plan)
+
+
+@pytest.fixture(scope="module")
+def daemons(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A SLURM as the module's `SLURM` says; the tests are skipped with the reason where none can be had."""
+    slurm = Slurm(tmp_path_factory.mktemp("slurm"), **request.module.SLURM)
+    try:
+        slurm.start()
+    except NoSlurm as reason:
+        if os.environ.get("REQUIRE_SLURM"):
+            raise
+        pytest.skip(str(reason))
+    yield slurm
+    slurm.stop()
+
+
+@pytest.fixture
+def slurm(daemons: Slurm) -> Iterator[Slurm]:
+    """A SLURM without jobs."""
+    yield daemons
+    daemons.clear()
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    """An empty workflow for a cluster."""
+    return Sandbox(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,45 +5,18 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 from cluster import Sandbox, finish
-from mini_slurm import NoSlurm, Slurm, wait_for
+from mini_slurm import Slurm, wait_for
 from tiny import ROOT, snakemake
 
 pytestmark = pytest.mark.slow
 MAX_ARRAY = 121
+SLURM = {"max_array": MAX_ARRAY}
 EQUAL = ("per_task", "selection", "similarity", "diagnostics")  # tables without times
-
-
-@pytest.fixture(scope="module")
-def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A SLURM; the tests are skipped with the reason where none can be had."""
-    slurm = Slurm(tmp_path_factory.mktemp("slurm"), max_array=MAX_ARRAY)
-    try:
-        slurm.start()
-    except NoSlurm as reason:
-        if os.environ.get("REQUIRE_SLURM"):
-            raise
-        pytest.skip(str(reason))
-    yield slurm
-    slurm.stop()
-
-
-@pytest.fixture
-def slurm(daemons: Slurm) -> Iterator[Slurm]:
-    """A SLURM without jobs."""
-    yield daemons
-    daemons.clear()
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    """An empty workflow."""
-    return Sandbox(tmp_path)
 
 
 def test_jobs_with_equal_needs_are_one_array_and_get_what_they_ask_for(slurm: Slurm, sandbox: Sandbox) -> None:

@@ -1,5 +1,6 @@
 """Image towers of transformers: DINOv2, and CLIP with a text tower beside it for zero-shot heads."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ TEXT = "text"  # the subfolder of CLIP's text tower and its tokenizer
 AT_ONCE = 256  # prompts embedded together
 
 
-class VisionTower:
+class VisionTower(ABC):
     """A transformers image model with cosine similarity to class embeddings; `module` is the network.
 
     logit_scale: factor of the cosine similarities; image_size: side of a picture in pixels, if not the model's own.
@@ -79,9 +80,9 @@ class VisionTower:
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would tie one class in ten with another
             return self.logit_scale * features @ head.T
 
+    @abstractmethod
     def pooled(self, states: Any) -> Tensor:
         """The embedding (B, d) in what the network returns."""
-        raise NotImplementedError
 
 
 class DinoV2(VisionTower):

@@ -68,14 +68,10 @@ def _dataset(splits: Mapping[str, pd.DataFrame], classes: list[str]) -> DatasetD
     labels = {"label": ClassLabel(names=classes)}
     found = DatasetDict()
     for name, frame in splits.items():
-        if input_column(frame) == "text":
-            columns, features = frame.to_dict("list"), Features({"text": Value("string"), **labels})
-        else:
-            encoded = [{"bytes": content, "path": None} for content in frame["image"]]
-            columns, features = (
-                {"image": encoded, "label": list(frame["label"])},
-                Features({"image": Image(), **labels}),
-            )
+        column, columns = input_column(frame), frame.to_dict("list")
+        if column == "image":
+            columns["image"] = [{"bytes": content, "path": None} for content in columns["image"]]
+        features = Features({column: Image() if column == "image" else Value("string"), **labels})
         found[name] = Dataset.from_dict(columns, features=features)
     return found
 
