@@ -116,7 +116,7 @@ def write(path: Path, table: pd.DataFrame) -> None:
 def tables_job(folder: Path) -> Job:
     """The job that makes the tables of every file in the folder."""
     inputs = {kind: sorted(str(p) for p in (folder / kind).glob("**/*.parquet")) for kind in KINDS}
-    return Job("fusion.stages.tables:make_tables", inputs, {"tables": str(folder / "tables")}, {})
+    return Job("fusion.stages.tables:make_tables", inputs, {"tables": str(folder / "tables")}, {"published": []})
 
 
 def add_run(folder: Path, tasks: tuple[str, ...] = ("trec", "sms_spam", "movie_sentiment", "newsgroups")) -> None:

@@ -1,29 +1,30 @@
 """Published numbers beside the run's own: the right ones, marked by how they were chosen."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from example_scores import add_model, first, tables_job
 
 from fusion.config import ROWS
+from fusion.published import read_published
 from fusion.stages.tables import TABLES, make_tables
-from fusion.tables.published import COLUMNS, read_published
+from fusion.tables.published import COLUMNS
 from fusion.tables.summary import findings
 
 HEADER = "paper,family,backbone,mode,space,suite,method,task,value,setting,chosen_on,source\n"
 RIGHT = {"colours": first(12, 20), "food": first(16, 20)}
 
 
-def published(folder: Path, *lines: str) -> Path:
-    """A file of published numbers: a row for each 'space,suite,method,task,value,setting,chosen_on'."""
+def published(folder: Path, *lines: str) -> list[dict[str, Any]]:
+    """Published numbers of a file: a row for each 'space,suite,method,task,value,setting,chosen_on'."""
     rows = []
     for line in lines:
         space, suite, rest = line.split(",", 2)
         rows.append(f"arXiv:1,A,tiny,full,{space},{suite},{rest},somewhere\n")
-    path = folder / "published.csv"
-    path.write_text(HEADER + "".join(rows))
-    return path
+    (folder / "published.csv").write_text(HEADER + "".join(rows))
+    return read_published(["tiny"], folder)
 
 
 def compared(folder: Path, *lines: str) -> pd.DataFrame:
@@ -32,7 +33,7 @@ def compared(folder: Path, *lines: str) -> pd.DataFrame:
     add_model(folder, "ties", RIGHT, space="weight")
     add_model(folder, "ties", {task: ~right for task, right in RIGHT.items()}, space="weight", seed=1)
     job = tables_job(folder)
-    job.input["published"] = str(published(folder, *lines))
+    job.params["published"] = published(folder, *lines)
     make_tables(job)
     return pd.read_parquet(folder / "tables/published.parquet")
 
@@ -67,17 +68,29 @@ def test_a_run_that_nothing_was_published_of_has_an_empty_table(tmp_path: Path) 
     assert found.empty and list(found.columns) == COLUMNS
 
 
-def test_a_file_without_a_column_is_an_error_that_names_both(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("paper,method\nx,y\n")
-    with pytest.raises(ValueError, match=r"a\.csv: columns \['backbone', 'mode', 'task', 'family'"):
-        read_published([str(tmp_path / "a.csv")])
-    assert read_published([]).empty
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("paper,method\nx,y\n", r"a\.csv line 2: family: got .*Field required"),
+        (f"{HEADER}p,f,b,full,weight,s,ties,food,63.2,,,w\n", r"a\.csv line 2: value: got '63.2', .*less than"),
+        (f"{HEADER}p,f,b,full,weight,s,ties,food,0.6,,,w,more\n", r"a\.csv line 2: .*keywords must be strings"),
+    ],
+)
+def test_a_file_that_is_not_such_a_table_is_an_error_that_says_where(text: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=error):
+        read_published(["b"], tmp_path)
 
 
-def test_the_shipped_numbers_are_accuracies_under_the_names_of_rows() -> None:
-    frame = read_published(sorted(map(str, (ROWS / "published").glob("*.csv"))))
-    assert len(frame) > 400 and frame["value"].between(0, 1).all()
-    assert set(frame["chosen_on"]) == {"", "test"} and set(frame["space"]) == {"weight", "adapter"}
+def test_numbers_of_other_backbones_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{HEADER}p,f,b,full,weight,s,ties,food,0.6,,,w\n")
+    assert read_published(["c"], tmp_path) == [] and len(read_published(["b", "c"], tmp_path)) == 1
+
+
+def test_the_shipped_numbers_are_under_the_names_of_rows() -> None:
+    shipped = ["clip_vitb32", "clip_vitb16", "clip_vitl14"]
+    frame = pd.DataFrame(read_published(shipped))
+    assert len(frame) > 400 and set(frame["backbone"]) == set(shipped)
     text = "".join(path.read_text() for path in ROWS.glob("*.yaml"))
     for column in ("backbone", "task"):
         assert all(f"\n{name}:" in text for name in frame[column].unique())

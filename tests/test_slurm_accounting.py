@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 from cluster import Sandbox
-from mini_slurm import Slurm
+from mini_slurm import Slurm, wait_for
 
 pytestmark = pytest.mark.slow
 SLURM = {"accounting": True}
@@ -16,10 +16,7 @@ def test_jobs_finish_and_fail_as_without_accounting(slurm: Slurm, sandbox: Sandb
     code, output = sandbox.run()
     assert code == 1 and "the loss is nan" in output, output
     assert all((sandbox.folder / f"facts/{i}").exists() for i in range(4)) and not (sandbox.folder / "fail/0").exists()
-    accounts = subprocess.run(
-        ["sacct", "--noheader", "--allocations", "--format=Account", "--parsable2"], capture_output=True, text=True
-    )
-    assert set(accounts.stdout.split()) == {"rich"}  # there is accounting, and the jobs are in it
+    wait_for(lambda: accounts_of_jobs() == {"rich"}, 30)  # there is accounting, and the jobs get into it
 
 
 def test_a_quota_fails_at_once_in_slurms_words(slurm: Slurm, sandbox: Sandbox) -> None:
@@ -34,3 +31,9 @@ def test_an_account_that_is_not_mine_fails_at_once_in_slurms_words(slurm: Slurm,
     sandbox.rule("facts", resources="runtime=5, mem_mb=100, slurm_account='nobody'")
     code, output = sandbox.run(seconds=60)
     assert code == 1 and "Invalid account" in output, output
+
+
+def accounts_of_jobs() -> set[str]:
+    """The accounts of all jobs in the accounting data base."""
+    command = ["sacct", "--noheader", "--allocations", "--format=Account", "--parsable2"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())

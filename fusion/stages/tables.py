@@ -9,7 +9,7 @@ import pandas as pd
 from fusion.artifacts import new_folder
 from fusion.job import Job
 from fusion.tables.leaderboard import make_leaderboard, read_correct
-from fusion.tables.published import make_published, read_published
+from fusion.tables.published import make_published
 from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, clean, ordered, place_references, suite_tasks
 
 TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity", "diagnostics", "published")
@@ -25,7 +25,7 @@ def make_tables(job: Job) -> None:
     """Writes every table of TABLES as {name}.parquet, .csv and .md into the folder `output.tables`.
 
     Input: lists of parquet files scores, predictions, selection, diagnostics, similarity, of which the last three may
-    be empty, and of CSV files published.
+    be empty. Param: published, rows of numbers to compare with (fusion.published).
     """
     scores = _read(job.paths("scores"), SCORES)
     if clean(scores, "accuracy").empty:
@@ -40,7 +40,7 @@ def make_tables(job: Job) -> None:
         "costs": make_costs(scores),
         "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
         "diagnostics": make_diagnostics(job.paths("diagnostics")),
-        "published": make_published(placed, read_published(job.paths("published"))),
+        "published": make_published(placed, job.params["published"]),
     }
     with new_folder(job.output["tables"]) as folder:
         for name in TABLES:

@@ -1,15 +1,16 @@
 from functools import cache
 
 from fusion.artifacts import digest, require_writable, sha256
-from fusion.config import ROWS, read
+from fusion.config import read
 from fusion.pipelines import parts
 from fusion.provenance import PACKAGE, code_hash
+from fusion.published import read_published
 
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
 require_writable(RUN)
-PUBLISHED = sorted(map(str, (ROWS / "published").glob("*.csv")))
+PUBLISHED = read_published(PLAN.config.backbones)
 ADAPTERS = [mode for mode in PLAN.config.modes if PLAN.rows.modes[mode].adapter]
 
 

@@ -5,7 +5,6 @@ rule tables:
         selection=expand(f"{RUN}/selection/{{path}}.parquet", path=fused()),
         diagnostics=expand(f"{RUN}/diagnostics/{{path}}.parquet", path=fused()),
         similarity=similarities(),
-        published=PUBLISHED,
     output:
         tables=report(
             directory(f"{RUN}/tables"), caption="../report/tables.rst", patterns=["{name}.csv"], category="Tables"
@@ -22,5 +21,6 @@ rule tables:
     params:
         stage="fusion.stages.tables:make_tables",
         code=code_hash("fusion.stages.tables"),
+        published=PUBLISHED,
     script:
         "../scripts/stage.py"

@@ -1,0 +1,49 @@
+"""The accuracies that papers and checkpoint collections report, in this project's names: config/published/*.csv."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fusion.rows import Row, first_error
+
+FOLDER = Path(__file__).parent.parent / "config" / "published"
+
+
+class PublishedRow(Row):
+    """One accuracy of a model on a task, between 0 and 1.
+
+    family: which fine-tuned models it is of; setting: what the paper says was chosen by hand; chosen_on: 'test' where
+    it was chosen there; suite and space as in a run; source: the file it was read from.
+    """
+
+    paper: str
+    family: str
+    backbone: str
+    mode: str
+    space: Literal["weight", "adapter"]
+    suite: str
+    method: str
+    task: str
+    value: float = Field(ge=0, le=1)
+    setting: str
+    chosen_on: Literal["", "test"]
+    source: str
+
+
+def read_published(backbones: Iterable[str], folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The rows of all files that are of one of the backbones; ValueError naming the file and line of a wrong one."""
+    wanted, found = set(backbones), []
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(encoding="utf-8", newline="") as lines:
+            for number, values in enumerate(csv.DictReader(lines), start=2):
+                try:
+                    row = PublishedRow(**values)  # type: ignore[arg-type]
+                except (TypeError, ValidationError) as error:
+                    what = first_error(error) if isinstance(error, ValidationError) else str(error)
+                    raise ValueError(f"{path} line {number}: {what}") from error
+                if row.backbone in wanted:
+                    found.append(row.model_dump())
+    return found
