@@ -17,6 +17,7 @@ from fusion.pipelines import method_class, needs, parts
 from fusion.rows import BackboneRow, MethodRow, ModeRow, Name, Row, SuiteRow, first_error, require
 
 ROWS = Path(__file__).parent.parent / "config"
+SUBSET = ":"  # between the name of a suite and the tasks of a subset, as no row's name has it
 
 
 class Finetune(Row):
@@ -60,7 +61,8 @@ class Evaluate(Row):
 class Config(Row):
     """A run. Names refer to rows; `define` adds rows or changes some of a row's values for this run alone.
 
-    multitask: also fine-tune one model on all tasks of a suite at once, for reference.
+    multitask: also fine-tune one model on all tasks of a suite at once, for reference. keep_fused: whether fused
+    models stay once they are scored; of many suites they fill a disk.
     """
 
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -72,6 +74,7 @@ class Config(Row):
     suites: list[str] = Field(min_length=1)
     methods: list[str] = []
     multitask: bool = True
+    keep_fused: bool = True
     finetune: Finetune
     fuse: Fuse = Field(default_factory=Fuse)
     evaluate: Evaluate = Field(default_factory=Evaluate)
@@ -103,8 +106,14 @@ class Plan(BaseModel):
     rows: Rows
 
     @property
+    def subsets(self) -> dict[str, str]:
+        """The suites that are merged because they are subsets of one of the run's, and which."""
+        found = {suite: suite.partition(SUBSET)[0] for suite in self.rows.suites if SUBSET in suite}
+        return {suite: whole for suite, whole in found.items() if whole in self.config.suites}
+
+    @property
     def tasks(self) -> list[str]:
-        """The tasks of all suites, each once."""
+        """The tasks of all suites that a model is fine-tuned on, each once."""
         return list(dict.fromkeys(task for suite in self.config.suites for task in self.rows.suites[suite].tasks))
 
     def mode(self, backbone: str, mode: str) -> dict[str, Any]:
@@ -167,6 +176,8 @@ def read(config: Mapping[str, Any]) -> Plan:
     except ValidationError as error:
         raise ValueError(f"configuration: {first_error(error)}") from error
     _check_names(run, rows)
+    for suite in run.suites:
+        rows.suites |= {SUBSET.join([suite, "+".join(t)]): SuiteRow(tasks=t) for t in rows.suites[suite].chosen()}
     return Plan(config=run, rows=rows)
 
 
@@ -190,7 +201,8 @@ def _check_names(run: Config, rows: Rows) -> None:
         _require_once(getattr(run, kind), kind)
     _require_once([str(seed) for seed in run.seeds], "seeds")
     for suite in run.suites:
-        require(rows.suites[suite].tasks, rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
+        row = rows.suites[suite]
+        require([*row.tasks, *row.unseen], rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
     if isinstance(run.finetune.lr, dict):
         require(run.finetune.lr, rows.modes, "mode in finetune.lr", "config/modes.yaml")
         if missing := set(run.modes) - set(run.finetune.lr):

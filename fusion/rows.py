@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -158,15 +159,35 @@ class ModeRow(Row):
 
 
 class SuiteRow(Row):
-    """The tasks that are merged into one model."""
+    """The tasks that are merged into one model.
+
+    unseen: tasks that it is only tested on; subsets: how many of the tasks are also merged by themselves, every
+    choice of so many of them.
+    """
 
     tasks: list[str] = Field(min_length=1)
+    unseen: list[str] = []
+    subsets: list[int] = []
 
     @model_validator(mode="after")
     def _each_once(self) -> "SuiteRow":
-        if twice := sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+        names = [*self.tasks, *self.unseen]
+        if twice := sorted({task for task in names if names.count(task) > 1}):
             raise ValueError(f"tasks {twice} are listed more than once; expected each task once (config/suites.yaml)")
         return self
+
+    @model_validator(mode="after")
+    def _subsets_are_smaller(self) -> "SuiteRow":
+        if wrong := [size for size in self.subsets if not 1 <= size < len(self.tasks)]:
+            raise ValueError(
+                f"subsets of {wrong} of {len(self.tasks)} tasks; expected 1 to {len(self.tasks) - 1}: all of them are "
+                "merged anyway (config/suites.yaml)"
+            )
+        return self
+
+    def chosen(self) -> list[list[str]]:
+        """The tasks of every subset."""
+        return [list(found) for size in sorted(set(self.subsets)) for found in combinations(self.tasks, size)]
 
 
 class MethodRow(Row):

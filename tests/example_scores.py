@@ -1,6 +1,7 @@
 """Score, prediction, selection and similarity files with chosen contents, as stages would write them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,11 @@ def write(path: Path, table: pd.DataFrame) -> None:
     table.to_parquet(path)
 
 
-def tables_job(folder: Path) -> Job:
-    """The job that makes the tables of every file in the folder."""
+def tables_job(folder: Path, subsets: Mapping[str, str] | None = None) -> Job:
+    """The job that makes the tables of every file in the folder, some of suites that are subsets {name: suite}."""
+    params = {"published": [], "subsets": dict(subsets or {})}
     inputs = {kind: sorted(str(p) for p in (folder / kind).glob("**/*.parquet")) for kind in KINDS}
-    return Job("fusion.stages.tables:make_tables", inputs, {"tables": str(folder / "tables")}, {"published": []})
+    return Job("fusion.stages.tables:make_tables", inputs, {"tables": str(folder / "tables")}, params)
 
 
 def add_run(folder: Path, tasks: tuple[str, ...] = ("trec", "sms_spam", "movie_sentiment", "newsgroups")) -> None:

@@ -25,9 +25,9 @@ from fusion.tables.summary import findings
 DOCS_FIGURES = str(Path(__file__).parents[1] / "docs" / "figures.py")
 
 
-def report_of(folder: Path, title: str = "A title") -> tuple[str, str]:
+def report_of(folder: Path, title: str = "A title", subsets: dict[str, str] | None = None) -> tuple[str, str]:
     """The page and the terminal summary of the files in the folder."""
-    make_tables(tables_job(folder))
+    make_tables(tables_job(folder, subsets))
     output = {"report": str(folder / "report.html"), "summary": str(folder / "summary.txt")}
     settings = {"run": "demo", "title": title, "config": {"seeds": [0, 1], "tasks": ["a", "b"]}}
     make_report(Job("", {"tables": str(folder / "tables")}, output, {"settings": settings}))

@@ -64,7 +64,7 @@ def heat_map(groups: Sequence[Group], columns: Sequence[str], low: float, high: 
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        return _svg(figure, "Accuracy of each model on each task")
+        return svg(figure, "Accuracy of each model on each task")
 
 
 def selection_curves(selection: pd.DataFrame, methods: Sequence[str]) -> str:
@@ -87,12 +87,12 @@ def selection_curves(selection: pd.DataFrame, methods: Sequence[str]) -> str:
         places = np.ravel(figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False))
         for place, rows, part in zip(places, shown, parts, strict=True):
             _selection_part(place, rows, part, columns)
-        return _svg(figure, "Validation accuracy against the scaling of each method with a grid")
+        return svg(figure, "Validation accuracy against the scaling of each method with a grid")
 
 
 def _selection_part(place: SubFigure, selection: pd.DataFrame, methods: Sequence[str], legend_columns: int) -> None:
     panels = list(selection.groupby(["mode", "space"], sort=False))
-    grid = _panels(place, len(panels), PANELS)
+    grid = panels_in(place, len(panels), PANELS)
     for axes, ((mode, space), rows) in zip(grid, panels, strict=True):
         axes.set_title(in_space(mode, str(space)))
         for method, colour in zip(methods, PALETTE, strict=False):
@@ -118,7 +118,7 @@ def similarity_maps(similarity: pd.DataFrame) -> str:
         columns = min(len(panels), PANELS, max(1, int(WIDTH / (side + 0.4))))
         size = ((side + 0.4) * columns, side * -(-len(panels) // columns) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
-        for axes, ((mode, space), rows) in zip(_panels(figure, len(panels), columns), panels, strict=True):
+        for axes, ((mode, space), rows) in zip(panels_in(figure, len(panels), columns), panels, strict=True):
             axes.set_title(in_space(mode, str(space)))
             one_way = rows.pivot(index="task_a", columns="task_b", values="cosine").reindex(index=tasks, columns=tasks)
             matrix = one_way.combine_first(one_way.T).loc[tasks, tasks].to_numpy(dtype=float, copy=True)
@@ -130,10 +130,10 @@ def similarity_maps(similarity: pd.DataFrame) -> str:
             axes.set(xlim=(0, len(tasks)), ylim=(len(tasks), 0), aspect="equal")
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-        return _svg(figure, "Cosine similarity of task vectors")
+        return svg(figure, "Cosine similarity of task vectors")
 
 
-def _panels(place: Figure | SubFigure, count: int, columns: int) -> list[Axes]:
+def panels_in(place: Figure | SubFigure, count: int, columns: int) -> list[Axes]:
     """`count` axes in rows of at most `columns`, all on one vertical scale."""
     columns = min(count, columns)
     grid = np.ravel(place.subplots(-(-count // columns), columns, squeeze=False, sharey=True))
@@ -175,7 +175,7 @@ def _curves(axes: Axes, rows: pd.DataFrame, colour: str, name: str) -> None:
         axes.scatter(chosen["scaling"], 100 * chosen["value"], s=38, **ring)
 
 
-def _svg(figure: Figure, description: str) -> str:
+def svg(figure: Figure, description: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()

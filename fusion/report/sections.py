@@ -9,6 +9,7 @@ import pandas as pd
 
 from fusion.report.boards import ABOUT_CLASS, boards
 from fusion.report.figures import heat_map, selection_curves, similarity_maps
+from fusion.report.size_curves import size_curves
 from fusion.tables.labels import duration, in_space, label, millions, percent, size
 from fusion.tables.score_rows import CLASSES, GROUP, by_place, of_suite
 
@@ -17,9 +18,9 @@ PLACE = ["mode", "space"]
 # The leaderboard keeps its ranking within a mode, whatever the space.
 SHOWN = {
     "leaderboard": ["mode"],
-    **dict.fromkeys(("per_task", "selection", "costs", "similarity", "diagnostics"), PLACE),
+    **dict.fromkeys(("per_task", "selection", "costs", "similarity", "diagnostics", "subsets"), PLACE),
 }
-NOT_TASKS = (*GROUP, "trained_on", "seeds", "average", "seed_std")
+NOT_TASKS = (*GROUP, "trained_on", "seeds", "average", "seed_std", "unseen_average")
 
 
 def sections(tables: Tables) -> list[dict[str, Any]]:
@@ -29,7 +30,8 @@ def sections(tables: Tables) -> list[dict[str, Any]]:
         part = {name: by_place(of_suite(tables[name], backbone, suite), *by) for name, by in SHOWN.items()}
         methods = method_order(part["leaderboard"])
         measured = part["per_task"].dropna(axis=1, how="all")
-        tasks = [str(name) for name in measured if name not in NOT_TASKS]
+        unseen = of_suite(tables["scores"], backbone, suite).query("not seen")["task"].unique()
+        tasks = sorted((str(name) for name in measured if name not in NOT_TASKS), key=lambda task: task in unseen)
         found.append(
             {
                 "backbone": backbone,
@@ -41,6 +43,7 @@ def sections(tables: Tables) -> list[dict[str, Any]]:
                 "similarity": similarity_maps(part["similarity"]) if len(part["similarity"]) else "",
                 "fine_tuning": _fine_tuning(part["costs"], tasks),
                 "fusion": _fusion(part["costs"], methods),
+                "sizes": size_curves(part["subsets"], methods) if len(part["subsets"]) else "",
                 "masks": _masks(part["diagnostics"]),
             }
         )
@@ -57,7 +60,7 @@ def method_order(board: pd.DataFrame) -> list[str]:
 def _heat_maps(per_task: pd.DataFrame, methods: Sequence[str], tasks: list[str]) -> list[dict[str, Any]]:
     cells = per_task[tasks].to_numpy(dtype=float)
     low, high = float(np.nanmin(cells)), float(np.nanmax(cells))
-    columns, maps = [*tasks, "average"], []
+    columns, maps = [*tasks, "average", *({"unseen_average"} & set(per_task))], []
     for mode, rows in per_task.groupby("mode", sort=False):
         groups = [("Reference", _reference_cells(rows, tasks))]
         fused = rows[(rows["method_class"] != "reference") & rows["average"].notna()]

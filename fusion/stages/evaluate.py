@@ -21,7 +21,7 @@ from fusion.suites import Scored, Suite
 
 # A model that could not be made has one row, without a number.
 NOT_MEASURED = {
-    **{"split": "test", "data_hash": "", "task": "", "metric": "accuracy", "n": 0},
+    **{"split": "test", "data_hash": "", "seen": True, "task": "", "metric": "accuracy", "n": 0},
     **dict.fromkeys(("value", "ci_low", "ci_high", "evaluate_seconds", "evaluate_queue_seconds"), float("nan")),
     "evaluate_peak_bytes": -1,
 }
@@ -65,7 +65,8 @@ def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[di
     for split, scored in {"test": suite, "val": suite.only(row["trained_on"])}.items():
         for part in scored.scored(backbone, split, limit, size):
             found = part.predict(backbone, weights(part.task))
-            where = {"split": split, "data_hash": part.fingerprint}
+            seen = part.task not in settings["unseen"]
+            where = {"split": split, "data_hash": part.fingerprint, "seen": seen}
             scores += [row | where | one for one in _measured(part, found)]
             examples.append(_examples(row, split, part, found))
     return scores, examples
@@ -103,12 +104,11 @@ def _identity(job: Job) -> dict[str, Any]:
         "mode": wildcards.get("mode", ""),
         "space": wildcards.get("space", ""),
         "suite": wildcards["suite"],
-        "n_tasks": len(settings["tasks"]),
+        "n_tasks": len(settings["tasks"]) - len(settings["unseen"]),
         "method": settings["method"],
         "method_class": settings["method_class"],
         "seed": int(wildcards.get("seed", 0)),
         "trained_on": wildcards.get("task", ""),
-        "seen": True,
         "corruption": "",
     }
 

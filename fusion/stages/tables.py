@@ -11,8 +11,12 @@ from fusion.job import Job
 from fusion.tables.leaderboard import make_leaderboard, read_correct
 from fusion.tables.published import make_published
 from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, clean, ordered, place_references, suite_tasks
+from fusion.tables.subsets import make_subsets
 
-TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity", "diagnostics", "published")
+TABLES = (
+    *("scores", "leaderboard", "per_task", "subsets", "selection", "costs", "similarity", "diagnostics"),
+    *("published",),
+)
 SELECTION = [
     *("backbone", "mode", "space", "suite", "method", "seed", "hyperparameters", "scaling", "task", "split", "metric"),
     *("value", "n", "selected"),
@@ -25,17 +29,20 @@ def make_tables(job: Job) -> None:
     """Writes every table of TABLES as {name}.parquet, .csv and .md into the folder `output.tables`.
 
     Input: lists of parquet files scores, predictions, selection, diagnostics, similarity, of which the last three may
-    be empty. Param: published, rows of numbers to compare with (fusion.published).
+    be empty. Params: published, rows of numbers to compare with (fusion.published); subsets {name: suite}.
     """
     scores = _read(job.paths("scores"), SCORES)
     if clean(scores, "accuracy").empty:
         raise ValueError("got no accuracy on clean test data, expected some (in the files of input.scores)")
     scores = scores.sort_values(MEASUREMENT, kind="stable").reset_index(drop=True)
-    placed = place_references(scores)
+    subsets = job.params["subsets"]
+    placed = place_references(scores, subsets)
+    whole = placed[~placed["suite"].isin(subsets)]
     tables = {
         "scores": scores,
-        "leaderboard": make_leaderboard(placed, read_correct(job.paths("predictions"))),
+        "leaderboard": make_leaderboard(whole, read_correct(job.paths("predictions"))),
         "per_task": make_per_task(placed),
+        "subsets": make_subsets(placed, subsets),
         "selection": make_selection(_read(job.paths("selection"), SELECTION)),
         "costs": make_costs(scores),
         "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
@@ -52,8 +59,8 @@ def make_tables(job: Job) -> None:
 def make_per_task(placed: pd.DataFrame) -> pd.DataFrame:
     """One row per model, individual models one by one: its test accuracy on each task, averaged over seeds.
 
-    Columns: GROUP, trained_on, seeds, average (over the tasks of the suite), seed_std (of the average), and
-    one per task; a task outside the suite has a column but no part in the average.
+    Columns: GROUP, trained_on, seeds, average (over the tasks of the suite), seed_std (of the average),
+    unseen_average (over tasks that models were tested on but not merged from; absent without any), and one per task.
     """
     keys = [*GROUP, "trained_on"]
     frames = []
@@ -63,6 +70,8 @@ def make_per_task(placed: pd.DataFrame) -> pd.DataFrame:
         wide = clean(suite, "accuracy").set_index([*keys, "seed", "task"])["value"].unstack("task")
         average = wide[tasks].mean(axis=1, skipna=False)
         spread = average.groupby(keys).agg(seeds="size", average="mean", seed_std="std")
+        if unseen := [task for task in wide if task not in tasks]:
+            spread["unseen_average"] = wide[unseen].mean(axis=1).groupby(keys).mean()
         failed = suite.loc[suite["reason"] != "", keys].drop_duplicates().set_index(keys)
         table = spread.join(wide.groupby(keys).mean())
         table = table.reindex(table.index.union(failed.index)).reset_index()

@@ -1,6 +1,6 @@
 """The columns of score rows, which rows a table is about, and the order in which they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -39,13 +39,14 @@ def on_own_tasks(scores: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     return scores[scores["task"].isin(tasks) & ~elsewhere]
 
 
-def place_references(scores: pd.DataFrame) -> pd.DataFrame:
+def place_references(scores: pd.DataFrame, subsets: Mapping[str, str]) -> pd.DataFrame:
     """The scores, with references that were measured once repeated in every suite and mode they belong to.
 
-    The pre-trained model has no mode, and individual models may have no suite. `measured_mode` and
-    `measured_suite` keep what the rows said.
+    The pre-trained model has no mode, individual models may have no suite, and those of a suite are also those of its
+    `subsets` {name: suite}. `measured_mode` and `measured_suite` keep what the rows said.
     """
     scores = scores.assign(measured_mode=scores["mode"], measured_suite=scores["suite"])
+    scores = pd.concat([scores, *_of_subsets(scores, subsets)], ignore_index=True)
     homes = scores.loc[(scores["mode"] != "") & (scores["suite"] != ""), ["backbone", "suite", "mode"]]
     homes = homes.drop_duplicates()
     if homes.empty:
@@ -58,6 +59,15 @@ def place_references(scores: pd.DataFrame) -> pd.DataFrame:
             rows = rows.drop(columns=open_columns).merge(homes, on=on)
         parts.append(rows)
     return pd.concat(parts, ignore_index=True)[scores.columns]
+
+
+def _of_subsets(scores: pd.DataFrame, subsets: Mapping[str, str]) -> Iterator[pd.DataFrame]:
+    whole = scores[scores["method"].isin(["pretrained", "individual"])]
+    for name, suite in subsets.items():
+        fused = scores[(scores["suite"] == name) & scores["seen"] & (scores["task"] != "")]
+        tasks = [*fused["task"].unique(), ""]
+        mine = whole[(whole["suite"] == suite) & whole["trained_on"].isin(tasks) & whole["task"].isin(tasks)]
+        yield mine.assign(suite=name, n_tasks=len(tasks) - 1)
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

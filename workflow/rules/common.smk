@@ -89,6 +89,19 @@ def suite(name):
     return PLAN.rows.suites[name].tasks
 
 
+def tested(wildcards):
+    """The tasks that a suite's models are scored on."""
+    return [*suite(wildcards.suite), *PLAN.rows.suites[wildcards.suite].unseen]
+
+
+def tested_data(wildcards):
+    return [data(task) for task in tested(wildcards)]
+
+
+def tested_heads(wildcards):
+    return [head(wildcards.backbone, task) for task in tested(wildcards)]
+
+
 def suite_data(wildcards):
     return [data(task) for task in suite(wildcards.suite)]
 
@@ -157,9 +170,14 @@ def fused():
         for mode in run.modes
         for method in run.methods
         for space in PLAN.spaces(mode, method)
-        for suite in run.suites
+        for suite in [*run.suites, *PLAN.subsets]
         for seed in run.seeds
     ]
+
+
+def kept(folder):
+    """A fused model's folder, deleted after its evaluation where the run keeps none."""
+    return folder if PLAN.config.keep_fused else temp(folder)
 
 
 def similarities():
@@ -182,7 +200,8 @@ def evaluation(method, method_class):
         return {
             "backbone": backbone(wildcards.backbone),
             "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
-            "tasks": suite(wildcards.suite),
+            "tasks": tested(wildcards),
+            "unseen": PLAN.rows.suites[wildcards.suite].unseen,
             "method": name,
             "method_class": method_class or PLAN.method_class(name),
             "evaluate": PLAN.config.evaluate.model_dump(),

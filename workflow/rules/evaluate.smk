@@ -1,8 +1,8 @@
 rule evaluate_pretrained:
     input:
         model=lambda w: pretrained(w.backbone),
-        data=suite_data,
-        heads=suite_heads,
+        data=tested_data,
+        heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/pretrained/{{suite}}.parquet",
         predictions=f"{RUN}/predictions/{{backbone}}/pretrained/{{suite}}.parquet",
@@ -28,8 +28,8 @@ use rule evaluate_pretrained as evaluate_individual with:
     input:
         model=lambda w: pretrained(w.backbone),
         evaluated=lambda w: finetuned(w.backbone, w.mode, w.task, w.seed),
-        data=suite_data,
-        heads=suite_heads,
+        data=tested_data,
+        heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.parquet",
         predictions=f"{RUN}/predictions/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.parquet",
@@ -47,8 +47,8 @@ use rule evaluate_pretrained as evaluate_multitask with:
     input:
         model=lambda w: pretrained(w.backbone),
         evaluated=lambda w: multitask(w.backbone, w.mode, w.suite, w.seed),
-        data=suite_data,
-        heads=suite_heads,
+        data=tested_data,
+        heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/{{mode}}/multitask/{{suite}}/seed{{seed}}.parquet",
         predictions=f"{RUN}/predictions/{{backbone}}/{{mode}}/multitask/{{suite}}/seed{{seed}}.parquet",
@@ -66,8 +66,8 @@ use rule evaluate_pretrained as evaluate_fused with:
     input:
         model=lambda w: pretrained(w.backbone),
         evaluated=f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}",
-        data=suite_data,
-        heads=suite_heads,
+        data=tested_data,
+        heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
         predictions=f"{RUN}/predictions/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",

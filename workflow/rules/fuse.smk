@@ -7,7 +7,7 @@ rule fuse:
         data=suite_data,
         heads=suite_heads,
     output:
-        model=directory(f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}"),
+        model=kept(directory(f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}")),
         selection=f"{RUN}/selection/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
         diagnostics=f"{RUN}/diagnostics/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",
     log:

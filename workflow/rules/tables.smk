@@ -22,5 +22,6 @@ rule tables:
         stage="fusion.stages.tables:make_tables",
         code=code_hash("fusion.stages.tables"),
         published=PUBLISHED,
+        subsets=PLAN.subsets,
     script:
         "../scripts/stage.py"
