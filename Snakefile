@@ -21,6 +21,7 @@ localrules:  # what takes seconds, and what needs the network: cluster jobs run 
     fetch_archive,
     prepare_task,
     prepare_backbone,
+    take_finetuned,
     tables,
     report,
 

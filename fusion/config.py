@@ -14,10 +14,24 @@ from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, field_va
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.hyperparameters import Rate
 from fusion.pipelines import method_class, needs, parts
-from fusion.rows import BackboneRow, MethodRow, ModeRow, Name, Row, SuiteRow, first_error, require
+from fusion.rows import (
+    BackboneRow,
+    CheckpointsRow,
+    MethodRow,
+    ModeRow,
+    Name,
+    Row,
+    SuiteRow,
+    WeightsSource,
+    first_error,
+    require,
+)
 
 ROWS = Path(__file__).parent.parent / "config"
 SUBSET = ":"  # between the name of a suite and the tasks of a subset, as no row's name has it
+
+
+Kind = Literal["archives", "tasks", "backbones", "checkpoints", "modes", "suites", "methods"]
 
 
 class Finetune(Row):
@@ -61,8 +75,9 @@ class Evaluate(Row):
 class Config(Row):
     """A run. Names refer to rows; `define` adds rows or changes some of a row's values for this run alone.
 
-    multitask: also fine-tune one model on all tasks of a suite at once, for reference. keep_fused: whether fused
-    models stay once they are scored; of many suites they fill a disk.
+    checkpoints: fine-tuned models of others, that take the place of the run's own. multitask: also fine-tune one model
+    on all tasks of a suite at once, for reference. keep_fused: whether fused models stay once they are scored; those of
+    many suites fill a disk.
     """
 
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -73,12 +88,13 @@ class Config(Row):
     modes: list[str] = Field(min_length=1)
     suites: list[str] = Field(min_length=1)
     methods: list[str] = []
+    checkpoints: list[str] = []
     multitask: bool = True
     keep_fused: bool = True
     finetune: Finetune
     fuse: Fuse = Field(default_factory=Fuse)
     evaluate: Evaluate = Field(default_factory=Evaluate)
-    define: dict[Literal["archives", "tasks", "backbones", "modes", "suites", "methods"], dict[str, Any]] = {}
+    define: dict[Kind, dict[str, Any]] = {}
 
     @field_validator("run")
     @classmethod
@@ -94,6 +110,7 @@ class Rows(BaseModel):
     archives: dict[Name, ArchiveRow]
     tasks: dict[Name, TaskRow]
     backbones: dict[Name, BackboneRow]
+    checkpoints: dict[Name, CheckpointsRow]
     modes: dict[Name, ModeRow]
     suites: dict[Name, SuiteRow]
     methods: dict[Name, MethodRow]
@@ -115,6 +132,11 @@ class Plan(BaseModel):
     def tasks(self) -> list[str]:
         """The tasks of all suites that a model is fine-tuned on, each once."""
         return list(dict.fromkeys(task for suite in self.config.suites for task in self.rows.suites[suite].tasks))
+
+    def checkpoint(self, backbone: str, mode: str, task: str) -> WeightsSource | None:
+        """Where somebody else's model of a task is, if it takes the place of the run's own."""
+        rows = [self.rows.checkpoints[name] for name in self.config.checkpoints]
+        return next((row.models[task] for row in rows if (row.backbone, row.mode) == (backbone, mode)), None)
 
     def mode(self, backbone: str, mode: str) -> dict[str, Any]:
         """A mode as its stages need it: its row, with the backbone's target modules and frozen parameters."""
@@ -178,7 +200,9 @@ def read(config: Mapping[str, Any]) -> Plan:
     _check_names(run, rows)
     for suite in run.suites:
         rows.suites |= {SUBSET.join([suite, "+".join(t)]): SuiteRow(tasks=t) for t in rows.suites[suite].chosen()}
-    return Plan(config=run, rows=rows)
+    plan = Plan(config=run, rows=rows)
+    _check_checkpoints(plan)
+    return plan
 
 
 def _rows(kind: str, define: Mapping[Any, Any]) -> dict[str, Any]:
@@ -196,7 +220,7 @@ def _join(base: Any, change: Any) -> Any:
 
 
 def _check_names(run: Config, rows: Rows) -> None:
-    for kind in ("backbones", "modes", "suites", "methods"):
+    for kind in ("backbones", "checkpoints", "modes", "suites", "methods"):
         require(getattr(run, kind), getattr(rows, kind), kind.removesuffix("s"), f"config/{kind}.yaml")
         _require_once(getattr(run, kind), kind)
     _require_once([str(seed) for seed in run.seeds], "seeds")
@@ -210,6 +234,23 @@ def _check_names(run: Config, rows: Rows) -> None:
     for kind in ("tasks", "backbones"):
         sources = [s.archive for row in getattr(rows, kind).values() for s in row.sources if s.archive]
         require(sources, rows.archives, f"archive in {kind}", "config/archives.yaml")
+
+
+def _check_checkpoints(plan: Plan) -> None:
+    """Every row of checkpoints that the run names has a model of each task, and no two are of the same place."""
+    run, rows, seen = plan.config, plan.rows, set()
+    for name in run.checkpoints:
+        row, where = rows.checkpoints[name], f"checkpoints {name}, config/checkpoints.yaml"
+        if row.backbone not in run.backbones or row.mode not in run.modes or (row.backbone, row.mode) in seen:
+            raise ValueError(
+                f"checkpoints {name!r} are of {row.backbone}, {row.mode}; expected a backbone and mode of the run, and "
+                "one row for each (the configuration file)"
+            )
+        if rows.modes[row.mode].adapter is not None:
+            raise ValueError(f"mode {row.mode!r} has adapters; expected a mode of full fine-tuning ({where})")
+        if missing := [task for task in plan.tasks if task not in row.models]:
+            raise ValueError(f"no model of {missing}; expected one of each task of the run ({where})")
+        seen.add((row.backbone, row.mode))
 
 
 def _require_once(names: Iterable[str], kind: str) -> None:

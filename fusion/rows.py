@@ -135,6 +135,21 @@ class BackboneRow(Row):
         return found
 
 
+class CheckpointsRow(Row):
+    """Models that somebody has fine-tuned on tasks: those of one backbone in one mode, by task."""
+
+    backbone: str
+    mode: str
+    models: dict[str, WeightsSource] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _are_folders(self) -> "CheckpointsRow":
+        for task, source in self.models.items():
+            if source.archive or source.onnx or source.open_clip:
+                raise ValueError(f"models.{task}: expected `hub`, or a `folder` in transformers format")
+        return self
+
+
 class Adapter(Row):
     """LoRA's shape. init_lora_weights is PEFT's: true draws A and leaves B zero, false draws both."""
 

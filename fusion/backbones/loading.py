@@ -1,6 +1,7 @@
 """Whole networks from folders in transformers format, or an error that names what is missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from fusion.artifacts import read_json
 
 
-def load(network: Any, folder: str | Path, overrides: Mapping[str, Any] | None = None, unused: str = "") -> Any:
+def load(
+    network: Any, folder: str | Path, overrides: Mapping[str, Any] | None = None, unused: Sequence[str] = ()
+) -> Any:
     """The network (a class of transformers) with every weight from the folder's safetensors.
 
-    overrides: values that replace those of config.json; unused: the beginning of the names of weights that may be
+    overrides: values that replace those of config.json; unused: patterns of the names of weights that may be
     missing. ValueError if any other weight is missing or of another shape, or an override is unknown.
     """
     if not any(Path(folder).glob("*.safetensors")):
@@ -28,7 +31,7 @@ def load(network: Any, folder: str | Path, overrides: Mapping[str, Any] | None =
         ignore_mismatched_sizes=True, output_loading_info=True,
     )  # fmt: skip
     # transformers draws what is missing at random
-    wrong = {name for name in loaded["missing_keys"] if not unused or not name.startswith(unused)}
+    wrong = {name for name in loaded["missing_keys"] if not any(fnmatchcase(name, one) for one in unused)}
     wrong |= {name for name, *_ in loaded["mismatched_keys"]}
     if wrong:
         raise ValueError(f"{folder}: weights {sorted(wrong)} are missing, or not of the shape that config.json says")

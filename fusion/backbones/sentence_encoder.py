@@ -25,7 +25,7 @@ class SentenceEncoder:
         self, folder: str | Path, *, max_length: int, logit_scale: float, overrides: Mapping[str, Any] | None = None
     ) -> None:
         # of what a checkpoint may lack, only the pooler is never used
-        self.module = load(AutoModel, folder, overrides, unused="pooler.")
+        self.module = load(AutoModel, folder, overrides, unused=["pooler.*"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.max_length, self.logit_scale = max_length, logit_scale
         self.module.eval()

@@ -4,15 +4,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fusion.artifacts import new_folder
+from fusion.artifacts import digest, new_folder, write_json
 from fusion.backbones import open_backbone, weights
+from fusion.backbones.loading import load
 from fusion.backbones.open_clip_weights import from_open_clip
 from fusion.checkpoint import save_tensors
 from fusion.data.archives import opened
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
 from fusion.job import Job, progress
-from fusion.modes import initialise
+from fusion.modes import freeze, initialise
 from fusion.rows import WeightsSource
 
 
@@ -29,6 +30,27 @@ def prepare_backbone(job: Job) -> None:
             backbone.save(target)
     count = sum(parameter.numel() for parameter in backbone.module.parameters())
     progress(f"pre-trained model of {count / 1e6:.1f} M parameters")
+
+
+def take_finetuned(job: Job) -> None:
+    """Writes a model that somebody else fine-tuned to the folder output `model`, as `finetune` would have.
+
+    params.settings: {backbone, source, frozen}; the source is a folder in transformers format, or a hub's. ValueError
+    where its weights do not have the names and shapes of the pre-trained model in input `model`.
+    """
+    settings = job.params["settings"]
+    source = WeightsSource(**settings["source"])
+    backbone = open_backbone(job.input["model"], settings["backbone"])
+    folder = _folder(source, None, Path())
+    theirs = load(type(backbone.module), folder, unused=settings["frozen"])
+    shapes, trained = dict(backbone.module.named_parameters()), freeze(theirs, settings["frozen"])
+    if wrong := sorted(name for name in trained if name not in shapes or trained[name].shape != shapes[name].shape):
+        raise ValueError(f"{folder} differs from the pre-trained model in the shape of {wrong}; expected a model of it")
+    facts = {"source": settings["source"], "config_hash": digest(settings), "code_version": job.params["code"]}
+    with new_folder(job.output["model"]) as target:
+        save_tensors(target / "model.safetensors", trained)
+        write_json(target / "training.json", facts)
+    progress(f"fine-tuned model of {job.wildcards['task']} ({source.hub or source.folder})")
 
 
 def _folder(source: WeightsSource, archive: Path | None, scratch: Path) -> Path:

@@ -17,7 +17,7 @@ def make_subsets(placed: pd.DataFrame, subsets: Mapping[str, str]) -> pd.DataFra
     """
     shown = {**subsets, **{whole: whole for whole in subsets.values()}}
     places = placed[placed["suite"].isin(shown)].groupby(["backbone", "suite"])
-    frames = [_averages(rows).assign(subset=name, suite=shown[str(name)]) for (_, name), rows in places]
+    frames = [_averages(rows).assign(subset=str(name), suite=shown[str(name)]) for (_, name), rows in places]
     return ordered(pd.concat(frames, ignore_index=True)[COLUMNS]) if frames else pd.DataFrame(columns=COLUMNS)
 
 

@@ -13,6 +13,8 @@ require_writable(RUN)
 PUBLISHED = read_published(PLAN.config.backbones)
 ADAPTERS = [mode for mode in PLAN.config.modes if PLAN.rows.modes[mode].adapter]
 
+TAKEN = [PLAN.rows.checkpoints[name] for name in PLAN.config.checkpoints]  # models that are not fine-tuned here
+
 
 wildcard_constraints:
     seed=r"\d+",

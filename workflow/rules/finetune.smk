@@ -74,6 +74,39 @@ use rule finetune_task as finetune_multitask with:
         runtime=lambda w: min(240 * len(suite(w.suite)), 1440),
 
 
+ruleorder: take_finetuned > finetune_task
+
+
+rule take_finetuned:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        files=lambda w: PLAN.checkpoint(w.backbone, w.mode, w.task).paths(),
+    output:
+        model=directory(f"{RUN}/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}"),
+    log:
+        f"{RUN}/logs/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.tsv"
+    wildcard_constraints:
+        backbone="|".join(row.backbone for row in TAKEN) or "none",
+        mode="|".join(row.mode for row in TAKEN) or "none",
+    conda:
+        "../envs/stage.yml"
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        stage="fusion.stages.pretrained:take_finetuned",
+        code=code_hash("fusion.stages.pretrained"),
+        settings=lambda w: {
+            "backbone": backbone(w.backbone),
+            "source": PLAN.checkpoint(w.backbone, w.mode, w.task).model_dump(),
+            "frozen": PLAN.rows.backbones[w.backbone].frozen,
+        },
+    script:
+        "../scripts/stage.py"
+
+
 rule finetune:
     input:
         finetuned_models(),
