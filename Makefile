@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint schema bench slurm-profile
+.PHONY: demo test presets lint schema bench slurm-profile
 
 demo: .venv/demo
 	$(BIN)/snakemake
@@ -13,6 +13,9 @@ demo: .venv/demo
 
 test: .venv/test lint
 	$(BIN)/pytest
+
+presets: .venv/test
+	$(BIN)/pytest -m presets
 
 lint: .venv/test
 	$(BIN)/ruff check .

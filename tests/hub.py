@@ -1,0 +1,69 @@
+"""The hub's own cache, as its library lays it out, with models and data sets that are made on the spot."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PIL
+from safetensors.torch import save_file
+
+REVISION = "a" * 40
+
+
+def snapshot(home: Path, kind: str, name: str, files: Mapping[str, bytes]) -> Path:
+    """Writes a repository (`models` or `datasets`) to the cache below `home`: refs, blobs, and a snapshot of links.
+
+    Returns the snapshot's folder.
+    """
+    root = home / "hub" / f"{kind}--{name.replace('/', '--')}"
+    for folder in ("refs", "blobs", f"snapshots/{REVISION}"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "refs/main").write_text(REVISION)
+    for number, (file, content) in enumerate(sorted(files.items())):
+        (root / f"blobs/{number:040}").write_bytes(content)
+        link = root / f"snapshots/{REVISION}" / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(root / f"blobs/{number:040}")
+    return root / f"snapshots/{REVISION}"
+
+
+def model(home: Path, name: str, folder: Path) -> None:
+    """Writes the files of a model's folder to the cache."""
+    snapshot(home, "models", name, {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+
+
+def open_clip_model(home: Path, architecture: str) -> None:
+    """Writes random weights of an architecture of open_clip to where it looks for those of OpenAI."""
+    settings: Any = open_clip.get_pretrained_cfg(architecture, "openai")
+    torch.manual_seed(0)
+    state = open_clip.create_model(architecture).state_dict()
+    folder = snapshot(home, "models", settings["hf_hub"].rstrip("/"), {})
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / "open_clip_model.safetensors")
+
+
+def data_set(home: Path, name: str, classes: int, splits: Mapping[str, int], config: str | None = None) -> None:
+    """Writes a data set of noise, so many pictures a class and split, to the cache, in parquet files as on the hub."""
+    rng = np.random.default_rng(0)
+    features, files = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(classes)])}), {}
+    for split, each in splits.items():
+        labels = [label for label in range(classes) for _ in range(each)]
+        images = [{"bytes": _png(rng), "path": None} for _ in labels]
+        table = io.BytesIO()
+        Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(table)
+        files[f"data/{split}-00000-of-00001.parquet"] = table.getvalue()
+    paths = [{"split": split, "path": f"data/{split}-*"} for split in splits]
+    described = json.dumps([{"config_name": config or "default", "data_files": paths}])
+    files["README.md"] = f"---\nconfigs: {described}\n---\n".encode()
+    snapshot(home, "datasets", name, files)
+
+
+def _png(rng: np.random.Generator) -> bytes:
+    content = io.BytesIO()
+    PIL.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(content, "PNG")
+    return content.getvalue()
