@@ -107,6 +107,16 @@ class Plan(BaseModel):
         """The tasks of all suites, each once."""
         return list(dict.fromkeys(task for suite in self.config.suites for task in self.rows.suites[suite].tasks))
 
+    def trained_in(self, suite: str) -> str:
+        """The first suite of the run with the same tasks: what sees no test input is made for it, and serves all."""
+        tasks = self.rows.suites[suite].tasks
+        return next(name for name in self.config.suites if self.rows.suites[name].tasks == tasks)
+
+    def fused_in(self, suite: str, method: str) -> str:
+        """The suite whose model of a method is scored on a suite: its own only where the method sees test inputs."""
+        adapt = self.adapt(method)
+        return suite if adapt and adapt["adapted_on"] == "test" else self.trained_in(suite)
+
     def mode(self, backbone: str, mode: str) -> dict[str, Any]:
         """A mode as its stages need it: its row, with the backbone's target modules and frozen parameters."""
         settings = self.rows.modes[mode].model_dump(exclude={"spaces"})
@@ -191,6 +201,7 @@ def _check_names(run: Config, rows: Rows) -> None:
     _require_once([str(seed) for seed in run.seeds], "seeds")
     for suite in run.suites:
         require(rows.suites[suite].tasks, rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
+        _require_pictures(suite, rows)
     if isinstance(run.finetune.lr, dict):
         require(run.finetune.lr, rows.modes, "mode in finetune.lr", "config/modes.yaml")
         if missing := set(run.modes) - set(run.finetune.lr):
@@ -198,6 +209,16 @@ def _check_names(run: Config, rows: Rows) -> None:
     for kind in ("tasks", "backbones"):
         sources = [s.archive for row in getattr(rows, kind).values() for s in row.sources if s.archive]
         require(sources, rows.archives, f"archive in {kind}", "config/archives.yaml")
+
+
+def _require_pictures(suite: str, rows: Rows) -> None:
+    corruption = rows.suites[suite].corruption
+    for task in rows.suites[suite].tasks if corruption else ():
+        if (modality := rows.tasks[task].modality) != "image":
+            raise ValueError(
+                f"suite {suite!r} has the corruption {corruption!r}, and its task {task!r} is of {modality}; "
+                "expected tasks of pictures alone (config/suites.yaml)"
+            )
 
 
 def _require_once(names: Iterable[str], kind: str) -> None:

@@ -66,6 +66,8 @@ def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[di
         for part in scored.scored(backbone, split, limit, size):
             found = part.predict(backbone, weights(part.task))
             where = {"split": split, "data_hash": part.fingerprint}
+            if split != "test":  # which alone is ever corrupted
+                where["corruption"] = ""
             scores += [row | where | one for one in _measured(part, found)]
             examples.append(_examples(row, split, part, found))
     return scores, examples
@@ -109,7 +111,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "seed": int(wildcards.get("seed", 0)),
         "trained_on": wildcards.get("task", ""),
         "seen": True,
-        "corruption": "",
+        "corruption": settings["corruption"],
     }
 
 

@@ -10,9 +10,20 @@ from fusion.artifacts import new_folder
 from fusion.job import Job
 from fusion.tables.leaderboard import make_leaderboard, read_correct
 from fusion.tables.published import make_published
-from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, clean, ordered, place_references, suite_tasks
+from fusion.tables.robustness import make_robustness
+from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, measured, ordered, place_references, suite_tasks
 
-TABLES = ("scores", "leaderboard", "per_task", "selection", "costs", "similarity", "diagnostics", "published")
+TABLES = (
+    "scores",
+    "leaderboard",
+    "per_task",
+    "selection",
+    "costs",
+    "similarity",
+    "diagnostics",
+    "published",
+    "robustness",
+)
 SELECTION = [
     *("backbone", "mode", "space", "suite", "method", "seed", "hyperparameters", "scaling", "task", "split", "metric"),
     *("value", "n", "selected"),
@@ -28,19 +39,21 @@ def make_tables(job: Job) -> None:
     be empty. Param: published, rows of numbers to compare with (fusion.published).
     """
     scores = _read(job.paths("scores"), SCORES)
-    if clean(scores, "accuracy").empty:
-        raise ValueError("got no accuracy on clean test data, expected some (in the files of input.scores)")
+    if measured(scores, "accuracy").empty:
+        raise ValueError("got no accuracy on test data, expected some (in the files of input.scores)")
     scores = scores.sort_values(MEASUREMENT, kind="stable").reset_index(drop=True)
     placed = place_references(scores)
+    leaderboard = make_leaderboard(placed, read_correct(job.paths("predictions")))
     tables = {
         "scores": scores,
-        "leaderboard": make_leaderboard(placed, read_correct(job.paths("predictions"))),
+        "leaderboard": leaderboard,
         "per_task": make_per_task(placed),
         "selection": make_selection(_read(job.paths("selection"), SELECTION)),
         "costs": make_costs(scores),
         "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
         "diagnostics": make_diagnostics(job.paths("diagnostics")),
         "published": make_published(placed, job.params["published"]),
+        "robustness": make_robustness(leaderboard, placed),
     }
     with new_folder(job.output["tables"]) as folder:
         for name in TABLES:
@@ -60,7 +73,7 @@ def make_per_task(placed: pd.DataFrame) -> pd.DataFrame:
     for _, suite in placed.groupby(["backbone", "suite"]):
         tasks = suite_tasks(suite)
         suite = suite[(suite["method"] != "individual") | suite["trained_on"].isin(tasks)]
-        wide = clean(suite, "accuracy").set_index([*keys, "seed", "task"])["value"].unstack("task")
+        wide = measured(suite, "accuracy").set_index([*keys, "seed", "task"])["value"].unstack("task")
         average = wide[tasks].mean(axis=1, skipna=False)
         spread = average.groupby(keys).agg(seeds="size", average="mean", seed_std="std")
         failed = suite.loc[suite["reason"] != "", keys].drop_duplicates().set_index(keys)

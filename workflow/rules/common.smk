@@ -23,6 +23,8 @@ wildcard_constraints:
     suite="[^/]+",
     method="[^/]+",
     task="[^/]+",
+    corruption="[a-z_]+",
+    severity="[1-5]",
 
 
 @cache
@@ -46,9 +48,10 @@ def task_settings(name):
 
 
 @cache
-def data(task):
+def data(task, condition=""):
     """The folder of a prepared task: shared by all runs that define the task alike, and by no other."""
-    return f"{SHARED}/data/{task}-{version(PLAN.rows.tasks[task])}"
+    folder = f"{SHARED}/data/{task}-{version(PLAN.rows.tasks[task])}"
+    return f"{folder}.{condition}" if condition else folder
 
 
 @cache
@@ -90,6 +93,11 @@ def suite(name):
 
 
 def suite_data(wildcards):
+    """Every task with the test pictures that the suite is scored on."""
+    return [data(task, PLAN.rows.suites[wildcards.suite].condition) for task in suite(wildcards.suite)]
+
+
+def clean_data(wildcards):
     return [data(task) for task in suite(wildcards.suite)]
 
 
@@ -124,8 +132,13 @@ def finetuned_models():
     of_run = {"backbone": run.backbones, "mode": run.modes, "seed": run.seeds}
     paths = expand(finetuned("{backbone}", "{mode}", "{task}", "{seed}"), task=PLAN.tasks, **of_run)
     if run.multitask:
-        paths += expand(multitask("{backbone}", "{mode}", "{suite}", "{seed}"), suite=run.suites, **of_run)
+        paths += expand(multitask("{backbone}", "{mode}", "{suite}", "{seed}"), suite=trained_suites(), **of_run)
     return paths
+
+
+def trained_suites():
+    """The suites that multi-task models are trained for: one of those with the same tasks."""
+    return [name for name in PLAN.config.suites if PLAN.trained_in(name) == name]
 
 
 def evaluated():
@@ -149,7 +162,8 @@ def references():
     return paths
 
 
-def fused():
+def fused(made=False):
+    """Every fused model as it is scored; made: those that fusing makes, which may be scored on several suites."""
     run = PLAN.config
     return [
         f"{backbone}/{mode}/{space}/{suite}/{method}/seed{seed}"
@@ -158,8 +172,15 @@ def fused():
         for method in run.methods
         for space in PLAN.spaces(mode, method)
         for suite in run.suites
+        if not made or PLAN.fused_in(suite, method) == suite
         for seed in run.seeds
     ]
+
+
+def fused_model(w):
+    """The folder of the model that is scored."""
+    suite = PLAN.fused_in(w.suite, w.method)
+    return f"{RUN}/fused/{w.backbone}/{w.mode}/{w.space}/{suite}/{w.method}/seed{w.seed}"
 
 
 def similarities():
@@ -169,7 +190,7 @@ def similarities():
         for backbone in run.backbones
         for mode in run.modes
         for space in PLAN.rows.modes[mode].spaces
-        for suite in run.suites
+        for suite in trained_suites()
         for seed in run.seeds
     ]
 
@@ -183,6 +204,7 @@ def evaluation(method, method_class):
             "backbone": backbone(wildcards.backbone),
             "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
             "tasks": suite(wildcards.suite),
+            "corruption": PLAN.rows.suites[wildcards.suite].condition,
             "method": name,
             "method_class": method_class or PLAN.method_class(name),
             "evaluate": PLAN.config.evaluate.model_dump(),
