@@ -54,7 +54,7 @@ rule corrupt_task:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1500,
+        mem_mb=2000,
         runtime=120,
         bundle=4,
     params:
