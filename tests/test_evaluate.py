@@ -19,13 +19,11 @@ from fusion.job import Job, run
 EXACT = precision() is torch.float32  # in bfloat16, padding and the size of a batch change the last digits
 
 
-def evaluated(
-    world: World, folder: Path, mode: str, task: str | None, corruption: str = ""
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def evaluated(world: World, folder: Path, mode: str, task: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores and predictions of the model of a task, or of the pre-trained one."""
     output = {"scores": folder / "scores.parquet", "predictions": folder / "predictions.parquet"}
     settings = {"domain": "text", "method": "individual" if task else "pretrained", "method_class": "reference"}
-    settings |= {"corruption": corruption, "evaluate": {"batch_size": 7, "examples": 20}}
+    settings |= {"corruption": "", "evaluate": {"batch_size": 7, "examples": 20}}
     job = world.suite_job("fusion.stages.evaluate:evaluate", output, mode, **settings)
     inputs = {name: value for name, value in job.input.items() if name in ("model", "data", "heads")}
     wildcards = {"backbone": "tiny", "suite": "tiny"}
