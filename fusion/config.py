@@ -138,6 +138,16 @@ class Plan(BaseModel):
         rows = [self.rows.checkpoints[name] for name in self.config.checkpoints]
         return next((row.models[task] for row in rows if (row.backbone, row.mode) == (backbone, mode)), None)
 
+    def trained_in(self, suite: str) -> str:
+        """The first suite of the run with the same tasks: what sees no test input is made for it, and serves all."""
+        tasks = self.rows.suites[suite].tasks
+        return next((name for name in self.config.suites if self.rows.suites[name].tasks == tasks), suite)
+
+    def fused_in(self, suite: str, method: str) -> str:
+        """The suite whose model of a method is scored on a suite: its own only where the method sees test inputs."""
+        adapt = self.adapt(method)
+        return suite if adapt and adapt["adapted_on"] == "test" else self.trained_in(suite)
+
     def mode(self, backbone: str, mode: str) -> dict[str, Any]:
         """A mode as its stages need it: its row, with the backbone's target modules and frozen parameters."""
         settings = self.rows.modes[mode].model_dump(exclude={"spaces"})
@@ -227,6 +237,7 @@ def _check_names(run: Config, rows: Rows) -> None:
     for suite in run.suites:
         row = rows.suites[suite]
         require([*row.tasks, *row.unseen], rows.tasks, "task", f"suite {suite}, config/tasks.yaml")
+        _require_pictures(suite, rows)
     if isinstance(run.finetune.lr, dict):
         require(run.finetune.lr, rows.modes, "mode in finetune.lr", "config/modes.yaml")
         if missing := set(run.modes) - set(run.finetune.lr):
@@ -251,6 +262,16 @@ def _check_checkpoints(plan: Plan) -> None:
         if missing := [task for task in plan.tasks if task not in row.models]:
             raise ValueError(f"no model of {missing}; expected one of each task of the run ({where})")
         seen.add((row.backbone, row.mode))
+
+
+def _require_pictures(suite: str, rows: Rows) -> None:
+    row, corruption = rows.suites[suite], rows.suites[suite].corruption
+    for task in [*row.tasks, *row.unseen] if corruption else []:
+        if (modality := rows.tasks[task].modality) != "image":
+            raise ValueError(
+                f"suite {suite!r} has the corruption {corruption!r}, and its task {task!r} is of {modality}; "
+                "expected tasks of pictures alone (config/suites.yaml)"
+            )
 
 
 def _require_once(names: Iterable[str], kind: str) -> None:

@@ -4,6 +4,7 @@
 import transformers.models.bert.modeling_bert
 
 import fusion.stages.analyse
+import fusion.stages.corrupt
 import fusion.stages.evaluate
 import fusion.stages.finetune
 import fusion.stages.fuse

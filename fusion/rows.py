@@ -173,16 +173,30 @@ class ModeRow(Row):
         return self
 
 
+Corruption = Literal[
+    "motion_blur", "impulse_noise", "gaussian_noise", "pixelate", "spatter", "contrast", "jpeg_compression"
+]
+
+
 class SuiteRow(Row):
-    """The tasks that are merged into one model.
+    """The tasks that are merged into one model, and how it is tested.
 
     unseen: tasks that it is only tested on; subsets: how many of the tasks are also merged by themselves, every
-    choice of so many of them.
+    choice of so many of them. corruption and severity of the test pictures are those of the benchmark of common
+    corruptions (arXiv:1903.12261): what trains and what chooses stays clean, and methods that adapt on test inputs see
+    the corrupted ones.
     """
 
     tasks: list[str] = Field(min_length=1)
     unseen: list[str] = []
     subsets: list[int] = []
+    corruption: Corruption | None = None
+    severity: int = Field(default=2, ge=1, le=5)
+
+    @property
+    def condition(self) -> str:
+        """What the test pictures are under: '' where they are clean, else as 'motion_blur-2'."""
+        return f"{self.corruption}-{self.severity}" if self.corruption else ""
 
     @model_validator(mode="after")
     def _each_once(self) -> "SuiteRow":

@@ -39,6 +39,7 @@ def add_model(folder: Path, method: str, correct: dict[str, np.ndarray], **descr
             "evaluate_peak_bytes": 2000,
             "peak_bytes": 1000,
             "extra_parameters": 0,
+            "corruption": "",
         },
         **{"config_hash": "c0ffee", "code_version": "0.1.0", "reason": "", "entropy": 0.5, **described},
     }
@@ -48,7 +49,6 @@ def add_model(folder: Path, method: str, correct: dict[str, np.ndarray], **descr
         row = model | {
             "task": task,
             "split": "test",
-            "corruption": "",
             "n": len(right),
             "data_hash": f"hash-{task}",
         }

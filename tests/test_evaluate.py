@@ -23,7 +23,7 @@ def evaluated(world: World, folder: Path, mode: str, task: str | None) -> tuple[
     """Scores and predictions of the model of a task, or of the pre-trained one."""
     output = {"scores": folder / "scores.parquet", "predictions": folder / "predictions.parquet"}
     settings = {"domain": "text", "method": "individual" if task else "pretrained", "method_class": "reference"}
-    settings["evaluate"] = {"batch_size": 7, "examples": 20}
+    settings |= {"corruption": "", "evaluate": {"batch_size": 7, "examples": 20}}
     job = world.suite_job("fusion.stages.evaluate:evaluate", output, mode, **settings)
     inputs = {name: value for name, value in job.input.items() if name in ("model", "data", "heads")}
     wildcards = {"backbone": "tiny", "suite": "tiny"}

@@ -1,7 +1,7 @@
 """The presets of the papers, run without a network on random weights of the true architectures: `make presets`.
 
-The hub's cache is written here, with small pictures; one step a mode. The numbers mean nothing, but all code paths, names,
-shapes and sizes are those of a real run.
+The hub's cache is written here, with small pictures; one step a mode. The numbers mean nothing, but all code paths,
+names, shapes and sizes are those of a real run.
 """
 
 import subprocess

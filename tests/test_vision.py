@@ -302,12 +302,25 @@ def test_the_workflow_runs_on_pictures_with_a_model_of_the_hub(
         "options": {"logit_scale": 20.0},
     }
     methods = ["task_arithmetic", "ties", "concrete_layer_wise"]
-    define = {"backbones": {"pictures": backbone}, "tasks": tasks, "suites": {"pair": {"tasks": list(tasks)}}}
-    run = tiny.snakemake(tmp_path, backbones=["pictures"], suites=["pair"], methods=methods, define=define)
+    suites = {"pair": {"tasks": list(tasks)}, "pair_low": {"tasks": list(tasks), "corruption": "contrast"}}
+    define = {"backbones": {"pictures": backbone}, "tasks": tasks, "suites": suites}
+    define["methods"] = {"concrete_layer_wise": {"adapted_on": "test"}}
+    run = tiny.snakemake(tmp_path, backbones=["pictures"], suites=list(suites), methods=methods, define=define)
     assert run.returncode == 0, run.output
     scores = pd.read_parquet(tmp_path / "results/tiny/tables/scores.parquet")
     assert set(scores["domain"]) == {"image"}
+    corrupted = scores[scores["corruption"] != ""]
+    assert set(corrupted["suite"]) == {"pair_low"} and set(corrupted["corruption"]) == {"contrast-2"}
+    assert set(corrupted["split"]) == {"test"}
+    assert {"pretrained", "individual", "multitask", *methods} == set(corrupted["method"])
+    by_data = scores[scores["split"] == "test"].groupby("task")["data_hash"].nunique()
+    assert by_data.to_dict() == {"one": 2, "two": 2}
+    robustness = pd.read_parquet(tmp_path / "results/tiny/tables/robustness.parquet")
+    assert robustness[["clean", "contrast-2"]].notna().all(axis=None)
+    assert len(robustness) == robustness[["mode", "space", "method"]].drop_duplicates().shape[0]
     assert {"pretrained", "individual", "multitask", *methods} == set(scores["method"])
-    individual = scores[(scores["method"] == "individual") & (scores["metric"] == "accuracy")]
+    individual = scores[
+        (scores["method"] == "individual") & (scores["metric"] == "accuracy") & (scores["suite"] == "pair")
+    ]
     assert individual["value"].min() > 0.9  # light and dark are told apart
     assert (tmp_path / "results/tiny/report.html").is_file()

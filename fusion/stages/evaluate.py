@@ -67,6 +67,8 @@ def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[di
             found = part.predict(backbone, weights(part.task))
             seen = part.task not in settings["unseen"]
             where = {"split": split, "data_hash": part.fingerprint, "seen": seen}
+            if split != "test":  # which alone is ever corrupted
+                where["corruption"] = ""
             scores += [row | where | one for one in _measured(part, found)]
             examples.append(_examples(row, split, part, found))
     return scores, examples
@@ -109,7 +111,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "method_class": settings["method_class"],
         "seed": int(wildcards.get("seed", 0)),
         "trained_on": wildcards.get("task", ""),
-        "corruption": "",
+        "corruption": settings["corruption"],
     }
 
 

@@ -12,10 +12,11 @@ import fusion.report
 from fusion.artifacts import new_file
 from fusion.job import Job, progress
 from fusion.report.boards import missing
+from fusion.report.robustness import robustness
 from fusion.report.sections import sections
 from fusion.stages.tables import TABLES
 from fusion.tables.labels import label, millions, percent
-from fusion.tables.score_rows import clean
+from fusion.tables.score_rows import measured
 from fusion.tables.summary import Finding, findings
 
 
@@ -44,13 +45,14 @@ def page(tables: dict[str, pd.DataFrame], found: list[Finding], settings: dict[s
         config=yaml.safe_dump(settings["config"], sort_keys=False, allow_unicode=True),
         findings=found,
         sections=sections(tables),
+        robustness=robustness(tables["robustness"]),
         provenance=provenance(tables["scores"]),
     )
 
 
 def provenance(scores: pd.DataFrame) -> dict[str, Any]:
     """Which code, configuration, seeds and data the scores came from."""
-    test = clean(scores, "accuracy")
+    test = measured(scores, "accuracy")
     facts = [
         ("Code version", _all(scores["code_version"])),
         ("Configurations", f"{scores['config_hash'].nunique()} distinct, one for each model's own settings"),

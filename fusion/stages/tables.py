@@ -10,12 +10,13 @@ from fusion.artifacts import new_folder
 from fusion.job import Job
 from fusion.tables.leaderboard import make_leaderboard, read_correct
 from fusion.tables.published import make_published
-from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, clean, ordered, place_references, suite_tasks
+from fusion.tables.robustness import make_robustness
+from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, measured, ordered, place_references, suite_tasks
 from fusion.tables.subsets import make_subsets
 
 TABLES = (
-    *("scores", "leaderboard", "per_task", "subsets", "selection", "costs", "similarity", "diagnostics"),
-    *("published",),
+    *("scores", "leaderboard", "per_task", "robustness", "subsets", "selection", "costs", "similarity"),
+    *("diagnostics", "published"),
 )
 SELECTION = [
     *("backbone", "mode", "space", "suite", "method", "seed", "hyperparameters", "scaling", "task", "split", "metric"),
@@ -32,15 +33,16 @@ def make_tables(job: Job) -> None:
     be empty. Params: published, rows of numbers to compare with (fusion.published); subsets {name: suite}.
     """
     scores = _read(job.paths("scores"), SCORES)
-    if clean(scores, "accuracy").empty:
-        raise ValueError("got no accuracy on clean test data, expected some (in the files of input.scores)")
+    if measured(scores, "accuracy").empty:
+        raise ValueError("got no accuracy on test data, expected some (in the files of input.scores)")
     scores = scores.sort_values(MEASUREMENT, kind="stable").reset_index(drop=True)
     subsets = job.params["subsets"]
     placed = place_references(scores, subsets)
     whole = placed[~placed["suite"].isin(subsets)]
+    leaderboard = make_leaderboard(whole, read_correct(job.paths("predictions")))
     tables = {
         "scores": scores,
-        "leaderboard": make_leaderboard(whole, read_correct(job.paths("predictions"))),
+        "leaderboard": leaderboard,
         "per_task": make_per_task(placed),
         "subsets": make_subsets(placed, subsets),
         "selection": make_selection(_read(job.paths("selection"), SELECTION)),
@@ -48,6 +50,7 @@ def make_tables(job: Job) -> None:
         "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
         "diagnostics": make_diagnostics(job.paths("diagnostics")),
         "published": make_published(placed, job.params["published"]),
+        "robustness": make_robustness(leaderboard, whole),
     }
     with new_folder(job.output["tables"]) as folder:
         for name in TABLES:
@@ -67,7 +70,7 @@ def make_per_task(placed: pd.DataFrame) -> pd.DataFrame:
     for _, suite in placed.groupby(["backbone", "suite"]):
         tasks = suite_tasks(suite)
         suite = suite[(suite["method"] != "individual") | suite["trained_on"].isin(tasks)]
-        wide = clean(suite, "accuracy").set_index([*keys, "seed", "task"])["value"].unstack("task")
+        wide = measured(suite, "accuracy").set_index([*keys, "seed", "task"])["value"].unstack("task")
         average = wide[tasks].mean(axis=1, skipna=False)
         spread = average.groupby(keys).agg(seeds="size", average="mean", seed_std="std")
         if unseen := [task for task in wide if task not in tasks]:

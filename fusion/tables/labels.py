@@ -15,7 +15,7 @@ STEPS = {  # what may come before or after a merging method, whose name then fol
 WORDS = {
     **{"adamerging": "AdaMerging", "adarank": "AdaRank", "breadcrumbs": "Breadcrumbs", "cart": "CART"},
     **{"consensus": "Consensus", "dare": "DARE", "della": "DELLA", "doge": "DOGE", "emr": "EMR"},
-    **{"fisher": "Fisher", "lines": "LiNeS", "lora": "LoRA", "lorahub": "LoraHub", "mnist": "MNIST"},
+    **{"fisher": "Fisher", "jpeg": "JPEG", "lines": "LiNeS", "lora": "LoRA", "lorahub": "LoraHub", "mnist": "MNIST"},
     **{"nyt": "NYT", "pcb": "PCB", "regmean": "RegMean", "slerp": "SLERP", "sms": "SMS", "svc": "SVC"},
     **{"ties": "TIES", "trec": "TREC", "wudi": "WUDI"},
 }

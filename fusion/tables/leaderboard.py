@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fusion.intervals import Floats, percentile_interval, resampled_means, resampled_seeds
-from fusion.tables.score_rows import GROUP, clean, on_own_tasks, ordered, suite_tasks
+from fusion.tables.score_rows import GROUP, measured, on_own_tasks, ordered, suite_tasks
 
 COLUMNS = [
     *GROUP,
@@ -59,11 +59,11 @@ def read_correct(paths: Sequence[str | Path]) -> Correct:
 
 def _suite_rows(scores: pd.DataFrame, correct: Correct) -> Iterator[dict[str, Any]]:
     tasks = suite_tasks(scores)
-    measured = on_own_tasks(clean(scores, "accuracy"), tasks)
-    models = {key: _by_task(key, rows, tasks) for key, rows in measured.groupby([*GROUP, "seed"])}
+    accuracies = on_own_tasks(measured(scores, "accuracy"), tasks)
+    models = {key: _by_task(key, rows, tasks) for key, rows in accuracies.groupby([*GROUP, "seed"])}
     points, resampled = _bootstrap(list(models.values()), tasks, correct)
     column = {key: i for i, key in enumerate(models)}
-    entropies = on_own_tasks(clean(scores, "entropy"), tasks).groupby(GROUP)["value"].mean()
+    entropies = on_own_tasks(measured(scores, "entropy"), tasks).groupby(GROUP)["value"].mean()
     for group, rows in scores.groupby(GROUP):
         row = dict(zip(GROUP, group, strict=True)) | _described(rows)
         pairs = _pairs(group, column)

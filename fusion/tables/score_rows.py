@@ -20,17 +20,22 @@ MODES = ("full", "lora", "l_lora")
 SPACES = ("", "weight", "adapter")
 
 
-def clean(scores: pd.DataFrame, metric: str, split: str = "test") -> pd.DataFrame:
-    """The rows of `metric` on uncorrupted data that were measured (a row with a reason was not)."""
-    chosen = (scores["split"] == split) & (scores["corruption"] == "") & (scores["metric"] == metric)
+def measured(scores: pd.DataFrame, metric: str, split: str = "test") -> pd.DataFrame:
+    """The rows of `metric` that were measured (a row with a reason was not), on data as the suite has it."""
+    chosen = (scores["split"] == split) & (scores["metric"] == metric)
     return scores[chosen & scores["value"].notna()]
+
+
+def clean(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows on uncorrupted data."""
+    return scores[scores["corruption"] == ""]
 
 
 def suite_tasks(scores: pd.DataFrame) -> list[str]:
     """The tasks of one suite: those that its fused models saw, else those that have an individual model."""
-    measured = clean(scores, "accuracy")
-    fused = measured[(measured["method_class"] != "reference") & measured["seen"]]
-    return sorted(set(fused["task"]) or set(measured.loc[measured["method"] == "individual", "trained_on"]))
+    rows = measured(scores, "accuracy")
+    fused = rows[(rows["method_class"] != "reference") & rows["seen"]]
+    return sorted(set(fused["task"]) or set(rows.loc[rows["method"] == "individual", "trained_on"]))
 
 
 def on_own_tasks(scores: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from fusion.tables.score_rows import GROUP, clean, on_own_tasks, ordered, suite_tasks
+from fusion.tables.score_rows import GROUP, measured, on_own_tasks, ordered, suite_tasks
 
 COLUMNS = [*GROUP, "subset", "n_tasks", "accuracy", "normalized", "seeds"]
 
@@ -23,7 +23,7 @@ def make_subsets(placed: pd.DataFrame, subsets: Mapping[str, str]) -> pd.DataFra
 
 def _averages(scores: pd.DataFrame) -> pd.DataFrame:
     tasks = suite_tasks(scores)
-    own = on_own_tasks(clean(scores, "accuracy"), tasks)
+    own = on_own_tasks(measured(scores, "accuracy"), tasks)
     ceilings = own.loc[own["method"] == "individual", ["mode", "seed", "task", "value"]]
     keys = ["mode", "task"]
     # the pre-trained model has no seed: it is compared with the individual models of all seeds

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fusion.intervals import difference_z
 from fusion.tables.labels import in_space, label, percent, points
-from fusion.tables.score_rows import by_place, clean, of_suite
+from fusion.tables.score_rows import by_place, clean, measured, of_suite
 
 Row = dict[Any, Any]
 MODEL = ["mode", "space", "method"]
@@ -25,8 +25,13 @@ class Finding:
 
 
 def findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
-    """Every sentence about every backbone and suite, computed from the tables alone, warnings last."""
+    """Every sentence about every backbone and suite, computed from the tables alone, warnings last.
+
+    On corrupted pictures nothing is a warning: what should not be elsewhere, such as a merged model above the
+    individual ones, is there what robustness is about.
+    """
     found = []
+    corrupted = set(tables["scores"].loc[tables["scores"]["corruption"] != "", "suite"])
     suites = list(tables["leaderboard"].groupby(["backbone", "suite"]))
     for (backbone, suite), board in suites:
         per_task = of_suite(tables["per_task"], backbone, suite)
@@ -37,7 +42,7 @@ def findings(tables: dict[str, pd.DataFrame]) -> list[Finding]:
             said += _merged(label(mode), rows)
         said += [*_entropies(board, of_suite(tables["diagnostics"], backbone, suite)), *_lora(board)]
         prefix = f"{backbone}, {suite}: " if len(suites) > 1 else ""
-        found += [Finding(prefix + finding.text, finding.warning) for finding in said]
+        found += [Finding(prefix + one.text, one.warning and suite not in corrupted) for one in said]
     found += [*_test_above_val(tables["scores"]), *_zero_shot(tables["published"])]
     return sorted(found, key=lambda finding: finding.warning)
 
@@ -148,11 +153,11 @@ def _versus(modes: dict[str, dict[str, Row]], methods: list[str]) -> str:
 def _test_above_val(scores: pd.DataFrame) -> Iterator[Finding]:
     """Individual models that do better on test than on val: a sign of test data among their training data."""
     keys = ["backbone", "mode", "trained_on", "seed"]
-    own = scores[(scores["method"] == "individual") & (scores["trained_on"] == scores["task"])]
-    test, val = (clean(own, "accuracy", split).drop_duplicates(keys) for split in ("test", "val"))
+    own = clean(scores[(scores["method"] == "individual") & (scores["trained_on"] == scores["task"])])
+    test, val = (measured(own, "accuracy", split).drop_duplicates(keys) for split in ("test", "val"))
     both = test.merge(val, on=keys, suffixes=("", "_val")).to_dict("records")
     if not both:
-        yield Finding("Individual models were not scored on val: test was not checked against it.")
+        yield Finding("Individual models were not scored on val and clean test data: test was not checked against it.")
         return
     z = [difference_z(row["value"], row["n"], row["value_val"], row["n_val"]) for row in both]
     yield Finding(

@@ -25,6 +25,8 @@ wildcard_constraints:
     suite="[^/]+",
     method="[^/]+",
     task="[^/]+",
+    corruption="[a-z_]+",
+    severity="[1-5]",
 
 
 @cache
@@ -48,9 +50,10 @@ def task_settings(name):
 
 
 @cache
-def data(task):
+def data(task, condition=""):
     """The folder of a prepared task: shared by all runs that define the task alike, and by no other."""
-    return f"{SHARED}/data/{task}-{version(PLAN.rows.tasks[task])}"
+    folder = f"{SHARED}/data/{task}-{version(PLAN.rows.tasks[task])}"
+    return f"{folder}.{condition}" if condition else folder
 
 
 @cache
@@ -97,7 +100,8 @@ def tested(wildcards):
 
 
 def tested_data(wildcards):
-    return [data(task) for task in tested(wildcards)]
+    """Every task with the test pictures that the suite's models are scored on."""
+    return [data(task, PLAN.rows.suites[wildcards.suite].condition) for task in tested(wildcards)]
 
 
 def tested_heads(wildcards):
@@ -105,6 +109,10 @@ def tested_heads(wildcards):
 
 
 def suite_data(wildcards):
+    return [data(task, PLAN.rows.suites[wildcards.suite].condition) for task in suite(wildcards.suite)]
+
+
+def clean_data(wildcards):
     return [data(task) for task in suite(wildcards.suite)]
 
 
@@ -139,8 +147,13 @@ def finetuned_models():
     of_run = {"backbone": run.backbones, "mode": run.modes, "seed": run.seeds}
     paths = expand(finetuned("{backbone}", "{mode}", "{task}", "{seed}"), task=PLAN.tasks, **of_run)
     if run.multitask:
-        paths += expand(multitask("{backbone}", "{mode}", "{suite}", "{seed}"), suite=run.suites, **of_run)
+        paths += expand(multitask("{backbone}", "{mode}", "{suite}", "{seed}"), suite=trained_suites(), **of_run)
     return paths
+
+
+def trained_suites():
+    """The suites that multi-task models are trained for: one of those with the same tasks."""
+    return [name for name in PLAN.config.suites if PLAN.trained_in(name) == name]
 
 
 def evaluated():
@@ -164,7 +177,8 @@ def references():
     return paths
 
 
-def fused():
+def fused(made=False):
+    """Every fused model as it is scored; made: those that fusing makes, which may be scored on several suites."""
     run = PLAN.config
     return [
         f"{backbone}/{mode}/{space}/{suite}/{method}/seed{seed}"
@@ -173,6 +187,7 @@ def fused():
         for method in run.methods
         for space in PLAN.spaces(mode, method)
         for suite in [*run.suites, *PLAN.subsets]
+        if not made or PLAN.fused_in(suite, method) == suite
         for seed in run.seeds
     ]
 
@@ -182,6 +197,12 @@ def kept(folder):
     return folder if PLAN.config.keep_fused else temp(folder)
 
 
+def fused_model(w):
+    """The folder of the model that is scored."""
+    suite = PLAN.fused_in(w.suite, w.method)
+    return f"{RUN}/fused/{w.backbone}/{w.mode}/{w.space}/{suite}/{w.method}/seed{w.seed}"
+
+
 def similarities():
     run = PLAN.config
     return [
@@ -189,7 +210,7 @@ def similarities():
         for backbone in run.backbones
         for mode in run.modes
         for space in PLAN.rows.modes[mode].spaces
-        for suite in run.suites
+        for suite in trained_suites()
         for seed in run.seeds
     ]
 
@@ -204,6 +225,7 @@ def evaluation(method, method_class):
             "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
             "tasks": tested(wildcards),
             "unseen": PLAN.rows.suites[wildcards.suite].unseen,
+            "corruption": PLAN.rows.suites[wildcards.suite].condition,
             "method": name,
             "method_class": method_class or PLAN.method_class(name),
             "evaluate": PLAN.config.evaluate.model_dump(),

@@ -42,6 +42,29 @@ rule prepare_task:
         "../scripts/stage.py"
 
 
+rule corrupt_task:
+    input:
+        data=f"{SHARED}/data/{{task}}-{{version}}",
+    output:
+        data=directory(f"{SHARED}/data/{{task}}-{{version}}.{{corruption}}-{{severity}}"),
+    log:
+        f"{SHARED}/logs/data/{{task}}-{{version}}.{{corruption}}-{{severity}}.log",
+    benchmark:
+        f"{SHARED}/benchmarks/data/{{task}}-{{version}}.{{corruption}}-{{severity}}.tsv"
+    conda:
+        "../envs/stage.yml"
+    resources:
+        mem_mb=2000,
+        runtime=120,
+        bundle=4,
+    params:
+        stage="fusion.stages.corrupt:corrupt_task",
+        code=code_hash("fusion.stages.corrupt"),
+        settings=lambda w: {"corruption": w.corruption, "severity": int(w.severity)},
+    script:
+        "../scripts/stage.py"
+
+
 rule prepare_backbone:
     input:
         archive=lambda w: [archive(name) for name in [pretrained_settings(w.backbone)["source"]["archive"]] if name],

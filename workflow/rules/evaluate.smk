@@ -46,7 +46,7 @@ use rule evaluate_pretrained as evaluate_individual with:
 use rule evaluate_pretrained as evaluate_multitask with:
     input:
         model=lambda w: pretrained(w.backbone),
-        evaluated=lambda w: multitask(w.backbone, w.mode, w.suite, w.seed),
+        evaluated=lambda w: multitask(w.backbone, w.mode, PLAN.trained_in(w.suite), w.seed),
         data=tested_data,
         heads=tested_heads,
     output:
@@ -65,7 +65,7 @@ use rule evaluate_pretrained as evaluate_multitask with:
 use rule evaluate_pretrained as evaluate_fused with:
     input:
         model=lambda w: pretrained(w.backbone),
-        evaluated=f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}",
+        evaluated=fused_model,
         data=tested_data,
         heads=tested_heads,
     output:

@@ -59,7 +59,7 @@ rule finetune_task:
 use rule finetune_task as finetune_multitask with:
     input:
         model=lambda w: pretrained(w.backbone),
-        data=suite_data,
+        data=clean_data,
         heads=suite_heads,
         init=init,
     output:

@@ -2,8 +2,8 @@ rule tables:
     input:
         scores=expand(f"{RUN}/scores/{{path}}.parquet", path=evaluated()),
         predictions=expand(f"{RUN}/predictions/{{path}}.parquet", path=evaluated()),
-        selection=expand(f"{RUN}/selection/{{path}}.parquet", path=fused()),
-        diagnostics=expand(f"{RUN}/diagnostics/{{path}}.parquet", path=fused()),
+        selection=expand(f"{RUN}/selection/{{path}}.parquet", path=fused(made=True)),
+        diagnostics=expand(f"{RUN}/diagnostics/{{path}}.parquet", path=fused(made=True)),
         similarity=similarities(),
     output:
         tables=report(
