@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fusion.data.rows import HubFormat
+from fusion.data.formats import HubFormat
 
 
 def examples(

@@ -13,18 +13,16 @@ import pandas as pd
 
 from fusion.data import archives as archive_files
 from fusion.data import hub, images
-from fusion.data.rows import (
-    SIGNS,
+from fusion.data.formats import (
     ArraysFormat,
     FolderFormat,
     Format,
     HubFormat,
     LinesFormat,
     PixelsFormat,
-    SourceRow,
     TableFormat,
-    TaskRow,
 )
+from fusion.data.rows import SIGNS, SourceRow, TaskRow
 
 UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and counts these rows
 

