@@ -25,15 +25,16 @@ from transformers import (
     Dinov2Model,
 )
 
-from fusion.artifacts import write_json
+from fusion.artifacts import read_json, write_json
 from fusion.backbones import open_backbone
 from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, write
-from fusion.backbones.weights import from_hub, from_onnx
+from fusion.backbones.weights import commit, from_hub, from_onnx
 from fusion.data.images import Picture, encoded
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
 from fusion.job import Job
 from fusion.modes import adapter_state, attach, initialise, lora_config, save_adapter
+from fusion.rows import WeightsSource
 from fusion.stages.pretrained import prepare_backbone
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -261,16 +262,35 @@ def hub_cache(home: Path, name: str, model: Path) -> None:
         (root / f"snapshots/{revision}/{file.name}").symlink_to(f"../../blobs/{number:040}")
 
 
-def test_a_model_in_the_hubs_cache_is_read_offline(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_the_hubs_cache_is_read_offline_and_its_commit_is_named(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub_cache(tmp_path, "openai/tiny", clip)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     settings = {"row": {"kind": "clip", "options": {"logit_scale": 100.0}}, "source": {"hub": "openai/tiny"}}
     prepare_backbone(Job("", {}, {"model": str(tmp_path / "out")}, {"settings": settings}))
+    assert read_json(tmp_path / "out/info.json") == {"source": {"hub": "openai/tiny"}, "commit": "a" * 40}
+    assert f"write `revision: {'a' * 40}` into its source of `hub: openai/tiny`" in capsys.readouterr().out
+    settings["source"]["revision"] = "a" * 40  # as it says
+    prepare_backbone(Job("", {}, {"model": str(tmp_path / "pinned")}, {"settings": settings}))
+    assert read_json(tmp_path / "pinned/info.json")["commit"] == "a" * 40
+    assert "revision" not in capsys.readouterr().out
     first, again = open_row(clip, "clip"), open_row(tmp_path / "out", "clip")
     batch = first.collate(pictures())
     assert torch.equal(first.features({}, batch), again.features({}, batch))
     assert torch.equal(first.embed_texts(TEXTS), again.embed_texts(TEXTS))
+
+
+def test_the_commit_of_weights_that_open_clip_read_is_that_of_its_own_repository(
+    dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = WeightsSource(open_clip="ViT-B-32-quickgelu", pretrained="openai")
+    assert commit(source, tmp_path) is None  # the weights came from elsewhere
+    hub_cache(tmp_path, "timm/vit_base_patch32_clip_224.openai", dino)
+    assert commit(source, tmp_path) == "a" * 40
+    assert commit(WeightsSource(folder=str(dino)), dino) is None
 
 
 def write_pictures(folder: Path, seed: int) -> dict[str, Any]:

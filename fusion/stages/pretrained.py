@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fusion.artifacts import new_folder
+from fusion.artifacts import new_folder, write_json
 from fusion.backbones import open_backbone, weights
 from fusion.backbones.open_clip_weights import from_open_clip
 from fusion.checkpoint import save_tensors
@@ -19,6 +19,8 @@ from fusion.rows import WeightsSource
 def prepare_backbone(job: Job) -> None:
     """Writes θ0 in transformers format to output `model`: read from input `archive`, or where the source says.
 
+    info.json in it has the source, and the commit of a hub that was read.
+
     params.settings: {row, source}, `source` one of the row's (`fusion.rows.WeightsSource`).
     """
     source, row = WeightsSource(**job.params["settings"]["source"]), job.params["settings"]["row"]
@@ -27,7 +29,12 @@ def prepare_backbone(job: Job) -> None:
         backbone = open_backbone(folder, row)
         with new_folder(job.output["model"]) as target:
             backbone.save(target)
+            commit = weights.commit(source, folder)
+            write_json(target / "info.json", {"source": source.model_dump(exclude_none=True), "commit": commit})
     count = sum(parameter.numel() for parameter in backbone.module.parameters())
+    if commit and source.hub and source.revision is None:
+        where = f"write `revision: {commit}` into its source of `hub: {source.hub}` (config/backbones.yaml)"
+        progress(f"the model was read at the commit that the hub had; to read the same again, {where}")
     progress(f"pre-trained model of {count / 1e6:.1f} M parameters")
 
 
