@@ -3,9 +3,9 @@
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from fusion.rows import Row, first_error
 
@@ -13,10 +13,11 @@ FOLDER = Path(__file__).parent.parent / "config" / "published"
 
 
 class PublishedRow(Row):
-    """One accuracy of a model on a task, between 0 and 1.
+    """One accuracy of a model on a task, between 0 and 1; or, with `task` empty, its average over a suite's tasks.
 
-    family: which fine-tuned models it is of; setting: what the paper says was chosen by hand; chosen_on: 'test' where
-    it was chosen there; suite and space as in a run; source: the file it was read from.
+    n_tasks: how many tasks it is over; family: which fine-tuned models it is of; setting: what the paper says was
+    chosen by hand; chosen_on: 'test' where it was chosen there; suite and space as in a run; source: the file it was
+    read from. ValueError for a task and n_tasks that do not go together.
     """
 
     paper: str
@@ -27,10 +28,17 @@ class PublishedRow(Row):
     suite: str
     method: str
     task: str
+    n_tasks: PositiveInt = 1
     value: float = Field(ge=0, le=1)
     setting: str
     chosen_on: Literal["", "test"]
     source: str
+
+    @model_validator(mode="after")
+    def _says_what_it_is_over(self) -> Self:
+        if (self.task == "") != (self.n_tasks > 1):
+            raise ValueError(f"got task {self.task!r} and n_tasks {self.n_tasks}, expected a task, or '' and 2 or more")
+        return self
 
 
 def read_published(backbones: Iterable[str], folder: Path = FOLDER) -> list[dict[str, Any]]:

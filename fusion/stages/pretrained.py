@@ -20,6 +20,8 @@ from fusion.rows import WeightsSource
 def prepare_backbone(job: Job) -> None:
     """Writes θ0 in transformers format to output `model`: read from input `archive`, or where the source says.
 
+    info.json in it has the source, and the commit of a hub that was read.
+
     params.settings: {row, source}, `source` one of the row's (`fusion.rows.WeightsSource`).
     """
     source, row = WeightsSource(**job.params["settings"]["source"]), job.params["settings"]["row"]
@@ -28,7 +30,12 @@ def prepare_backbone(job: Job) -> None:
         backbone = open_backbone(folder, row)
         with new_folder(job.output["model"]) as target:
             backbone.save(target)
+            commit = weights.commit(source, folder)
+            write_json(target / "info.json", {"source": source.model_dump(exclude_none=True), "commit": commit})
     count = sum(parameter.numel() for parameter in backbone.module.parameters())
+    if commit and source.hub and source.revision is None:
+        where = f"write `revision: {commit}` into its source of `hub: {source.hub}` (config/backbones.yaml)"
+        progress(f"the model was read at the commit that the hub had; to read the same again, {where}")
     progress(f"pre-trained model of {count / 1e6:.1f} M parameters")
 
 
@@ -46,7 +53,8 @@ def take_finetuned(job: Job) -> None:
     shapes, trained = dict(backbone.module.named_parameters()), freeze(theirs, settings["frozen"])
     if wrong := sorted(name for name in trained if name not in shapes or trained[name].shape != shapes[name].shape):
         raise ValueError(f"{folder} differs from the pre-trained model in the shape of {wrong}; expected a model of it")
-    facts = {"source": settings["source"], "config_hash": digest(settings), "code_version": job.params["code"]}
+    facts = {"source": settings["source"], "commit": weights.commit(source, folder)}
+    facts |= {"config_hash": digest(settings), "code_version": job.params["code"]}
     with new_folder(job.output["model"]) as target:
         save_tensors(target / "model.safetensors", trained)
         write_json(target / "training.json", facts)

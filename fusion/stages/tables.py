@@ -49,7 +49,7 @@ def make_tables(job: Job) -> None:
         "costs": make_costs(scores),
         "similarity": make_similarity(_read(job.paths("similarity"), SIMILARITY)),
         "diagnostics": make_diagnostics(job.paths("diagnostics")),
-        "published": make_published(placed, job.params["published"]),
+        "published": make_published(whole, job.params["published"]),
         "robustness": make_robustness(leaderboard, whole),
     }
     with new_folder(job.output["tables"]) as folder:

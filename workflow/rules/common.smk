@@ -41,10 +41,15 @@ def pretrained_settings(name):
     return {"row": backbone(name), "source": PLAN.rows.backbones[name].source().model_dump()}
 
 
+def task_source(name):
+    """The first of a task's sources that can be read here."""
+    return PLAN.rows.tasks[name].source(PLAN.rows.archives)
+
+
 @cache
 def task_settings(name):
     """A task's row with the one source that is read."""
-    row, source = PLAN.rows.tasks[name], PLAN.rows.tasks[name].source()
+    row, source = PLAN.rows.tasks[name], task_source(name)
     archives = [source.archive] if source.archive else []
     return row.model_dump() | {"sources": [source.model_dump()], "name": name, "archives": archives}
 
@@ -64,13 +69,17 @@ def pretrained(backbone):
 
 def version(row):
     """What tells a row from others of its name: its values, and those of the archives it reads."""
-    archives = [PLAN.rows.archives[source.archive].model_dump() for source in row.sources if source.archive]
+    archives = [archive_settings(source.archive) for source in row.sources if source.archive]
     return digest([row.model_dump(), archives])[:8]
 
 
+def archive_settings(name):
+    """An archive's row as it was written, so that a key that only some rows have makes nothing of the others stale."""
+    return PLAN.rows.archives[name].model_dump(exclude_defaults=True)
+
+
 def archive(name):
-    row = PLAN.rows.archives[name]
-    return f"{SHARED}/archives/{name}-{row.version}.{row.sha256[:8]}.whl"
+    return f"{SHARED}/archives/{name}-{PLAN.rows.archives[name].file()}"
 
 
 def head(backbone, task):

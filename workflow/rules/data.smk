@@ -1,12 +1,13 @@
 rule fetch_archive:
     output:
-        archive=f"{SHARED}/archives/{{archive}}-{{release}}.whl",
+        archive=f"{SHARED}/archives/{{archive}}-{{release}}.{{ending}}",
     log:
-        f"{SHARED}/logs/archives/{{archive}}-{{release}}.log",
+        f"{SHARED}/logs/archives/{{archive}}-{{release}}.{{ending}}.log",
     benchmark:
-        f"{SHARED}/benchmarks/archives/{{archive}}-{{release}}.tsv"
+        f"{SHARED}/benchmarks/archives/{{archive}}-{{release}}.{{ending}}.tsv"
     wildcard_constraints:
         release="[^-/]+",
+        ending="whl|deb",
     conda:
         "../envs/stage.yml"
     resources:
@@ -14,7 +15,7 @@ rule fetch_archive:
         runtime=30,
     params:
         stage="fusion.stages.prepare:fetch_archive",
-        settings=lambda w: PLAN.rows.archives[w.archive].model_dump(),
+        settings=lambda w: archive_settings(w.archive),
     script:
         "../scripts/stage.py"
 
@@ -22,7 +23,7 @@ rule fetch_archive:
 rule prepare_task:
     input:
         archives=lambda w: [archive(name) for name in task_settings(w.task)["archives"]],
-        files=lambda w: PLAN.rows.tasks[w.task].source().paths(),
+        files=lambda w: task_source(w.task).paths(),
     output:
         data=directory(f"{SHARED}/data/{{task}}-{{version}}"),
     log:
