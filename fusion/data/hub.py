@@ -1,15 +1,18 @@
 """Data sets of a hub, at a pinned revision; offline where the hub's cache has them."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fusion.data.images import Stored
 from fusion.data.rows import HubFormat
 
 
 def examples(
     path: str, config: str | None, revision: str | None, split: str, form: HubFormat, classes: Sequence[str]
-) -> Iterator[tuple[bytes, str]]:
-    """Encoded picture and class of every example of a split; ValueError where the data set is not as the row says."""
+) -> Iterator[tuple[Stored, str]]:
+    """Picture and class of every example of a split; ValueError where the data set is not as the row says."""
     from datasets import ClassLabel, Dataset, Image, load_dataset
 
     name = f"{path} ({split})"
@@ -25,9 +28,13 @@ def examples(
     kind = data.features[form.label]
     if isinstance(kind, ClassLabel) and len(kind.names) != len(classes):
         raise ValueError(f"{name} has {len(kind.names)} classes, `classes` has {len(classes)} (config/tasks.yaml)")
-    for found in data.cast_column(form.image, Image(decode=False)):
-        assert isinstance(found, dict)
-        image, label = found[form.image], found[form.label]
+    pictures = data.select_columns(form.image).cast_column(form.image, Image(decode=False))
+    for number, label in enumerate(data[form.label]):
         if not 0 <= int(label) < len(classes):
             raise ValueError(f"{name}: label {label} of {len(classes)} classes; check `classes` (config/tasks.yaml)")
-        yield image["bytes"] or Path(image["path"]).read_bytes(), classes[int(label)]
+        yield Stored.at(partial(_content, pictures, form.image, number)), classes[int(label)]
+
+
+def _content(pictures: Any, column: str, number: int) -> bytes:
+    image = pictures[number][column]
+    return image["bytes"] or Path(image["path"]).read_bytes()

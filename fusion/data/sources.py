@@ -32,7 +32,7 @@ UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and co
 def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     """The files of the task's first available source: {split or `all`: columns text or image, and label (int)}.
 
-    text: str; image: encoded bytes. ValueError if the source, a file, a column or a label is not as the row says.
+    text: str; image: Stored, not held. ValueError if the source, a file, a column or a label is not as the row says.
     """
     source, column = task.source(), task.modality
     frames = {}
@@ -49,7 +49,7 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
 
 def _rows(
     source: SourceRow, file: str, archives: Mapping[str, Path], name: str, classes: Sequence[str]
-) -> Iterable[tuple[str | bytes, str]]:
+) -> Iterable[tuple[str | images.Stored, str]]:
     """Input and class of every example of one file."""
 
     def content(file: str) -> bytes:
@@ -67,8 +67,7 @@ def _rows(
                 content(file.replace("{}", form.images)), content(file.replace("{}", form.labels)), name
             )
         case FolderFormat():
-            folder = _folder(source, file)
-            return ((path.read_bytes(), label) for path, label in images.in_folders(folder))
+            return images.in_folders(_folder(source, file))
         case HubFormat() as form:
             assert source.hub is not None
             return hub.examples(source.hub, source.config, source.revision, file, form, classes)
