@@ -42,9 +42,9 @@ def main() -> None:
     """Measures, prints, and writes results/images.json."""
     on_gpu = device().type == "cuda"
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--pictures", type=int, default=1536 if on_gpu else 192)
+    arguments.add_argument("--pictures", type=int, default=1536 if on_gpu else 64)
     arguments.add_argument("--batch-size", type=int, default=128 if on_gpu else 32)
-    arguments.add_argument("--repetitions", type=int, default=20 if on_gpu else 5, help="of each; the medians count")
+    arguments.add_argument("--repetitions", type=int, default=20 if on_gpu else 12, help="of each; the medians count")
     options = arguments.parse_args()
     if not on_gpu:
         torch.set_num_threads(1)
