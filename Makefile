@@ -42,6 +42,7 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/concrete.py
 	$(BIN)/python benchmarks/linearized.py
 	$(BIN)/python benchmarks/large.py
+	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/slurm.py
 	$(BIN)/python benchmarks/table.py
 

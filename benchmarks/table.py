@@ -68,6 +68,14 @@ def large(figures: Figures) -> Iterable[list[str]]:
         yield [row["method"], f"{row['seconds']:.0f}", verdict(row["gigabytes"])]
 
 
+def images(figures: Figures) -> Iterable[list[str]]:
+    """Pictures a second of evaluation, CLIP ViT-B/32 at 224 pixels"""
+    yield from head(f"on {figures['device']}", "pictures/s", "of a bare loop's", "by processor time")
+    for row in figures["models"]:
+        speed, spent = f"{row['pictures_a_second']:.1f}", f"{row['of_bare_processor_time']:.2f}"
+        yield [f"{row['model']} model", speed, verdict(row["of_bare"]), spent]
+
+
 def slurm(figures: Figures) -> Iterable[list[str]]:
     """The submitit executor on a SLURM of this one machine"""
     yield from head("what", "value")
@@ -96,7 +104,7 @@ def measured(row: Figures) -> list[str]:
 
 TABLES: dict[str, Callable[[Figures], Iterable[list[str]]]] = {
     "merging": merging, "concrete": concrete, "linearized": linearized, "large": large,
-    "slurm": slurm,
+    "images": images, "slurm": slurm,
 }  # fmt: skip
 
 

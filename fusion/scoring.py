@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion.ahead import ahead
 from fusion.backbones import Backbone
 from fusion.device import autocast
 from fusion.objectives import entropy
@@ -26,6 +27,9 @@ class Batched:
     @property
     def batches(self) -> Iterator[tuple[list[int], Any]]:
         """Indices of the examples, and the collated batch."""
+        return ahead(self._read())
+
+    def _read(self) -> Iterator[tuple[list[int], Any]]:
         for number, part in enumerate(self._parts):
             batch = self._made[number] if number in self._made else self._collate([self._inputs[i] for i in part])
             if self._room > 0 and number not in self._made:
@@ -56,11 +60,13 @@ def batched(backbone: Backbone, inputs: Sequence[Any], batch_size: int) -> Batch
 
 def predict(backbone: Backbone, weights: Mapping[str, Tensor], head: Tensor, inputs: Batched) -> Predictions:
     """The predictions of the backbone with `weights` in place of its own where named."""
-    labels = torch.empty(inputs.count, dtype=torch.int64)
-    entropies = torch.empty(inputs.count)
-    for indices, logits in _logits(backbone, weights, head, inputs):
-        labels[indices], entropies[indices] = logits.argmax(-1).cpu(), entropy(logits).cpu()
-    return Predictions(labels, entropies)
+    indices, labels, entropies = [], [], []
+    for part, logits in _logits(backbone, weights, head, inputs):
+        indices += part
+        labels.append(logits.argmax(-1))
+        entropies.append(entropy(logits))
+    order = torch.tensor(indices).argsort()  # on the CPU, where a GPU is waited for once and not after every batch
+    return Predictions(torch.cat(labels).cpu()[order], torch.cat(entropies).cpu()[order])
 
 
 @torch.inference_mode()

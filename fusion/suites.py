@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
+from fusion.ahead import ahead
 from fusion.backbones import Backbone
 from fusion.checkpoint import Checkpoint
 from fusion.data.tasks import TaskData, shuffled
@@ -66,5 +67,5 @@ class Suite:
 
 def _batches(backbone: Backbone, data: TaskData, split: str, batch_size: int, seed: int) -> Iterator[Any]:
     inputs = data.inputs(split)
-    for indices in shuffled(len(inputs), batch_size, Generator().manual_seed(seed)):
-        yield backbone.collate([inputs[i] for i in indices])
+    order = shuffled(len(inputs), batch_size, Generator().manual_seed(seed))
+    return ahead(backbone.collate([inputs[i] for i in indices]) for indices in order)

@@ -149,7 +149,7 @@ def test_both_sources_give_the_same_pictures_the_same_classes(deb: Path, tmp_pat
     hubs = read(shipped(sources=[hub])[0], {})
     for name in ("train", "test"):
         assert hubs[name]["label"].tolist() == ours[name]["label"].tolist()
-        rgb = [[Picture("", c).rgb().tobytes() for c in frames[name]["image"]] for frames in (hubs, ours)]
+        rgb = [[Picture("", c.content("")).rgb().tobytes() for c in frames[name]["image"]] for frames in (hubs, ours)]
         assert rgb[0] == rgb[1]
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_stages import World, changed
 
+from fusion.ahead import DEPTH
 from fusion.artifacts import read_json
 from fusion.backbones.sentence_encoder import Batch, SentenceEncoder
 from fusion.checkpoint import Checkpoint
@@ -64,10 +65,12 @@ def interrupt(world: World, job: Job, at: int) -> None:
         train(backbone, trained, tasks(job), recipe, seed, resume_file(job), "", identity(job))
 
 
+@pytest.mark.parametrize("depth", [0, 2], ids=["in turn", "made ahead"])
 @pytest.mark.parametrize("mode", ["full", "lora", "l_lora", "l_lora_both", "lora_dropout"])
 def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(
-    world: World, tmp_path: Path, mode: str
+    world: World, tmp_path: Path, mode: str, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(DEPTH, "cpu", depth)
     whole, broken = (world.finetune_job(mode, "creatures", tmp_path / name) for name in ("whole", "broken"))
     run(whole)
     interrupt(world, broken, at=3)

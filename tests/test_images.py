@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from fusion.config import ROWS
 from fusion.data.images import Picture, encoded
 from fusion.data.rows import TaskRow
 from fusion.data.sources import read
+from fusion.data.splits import split as divided
 from fusion.data.tasks import TaskData
 from fusion.job import Job
-from fusion.stages.prepare import prepare_task
+from fusion.stages.prepare import _write, prepare_task
 
 PIXELS = {"kind": "pixels", "height": 2, "width": 3}
 ARRAYS = {"kind": "arrays", "images": "data", "labels": "label"}
@@ -51,7 +53,7 @@ def png(image: PIL.Image, form: str = "png", **options: Any) -> bytes:
 
 
 def arrays_of(frame: pd.DataFrame) -> list[np.ndarray]:
-    return [np.asarray(PIL.open(io.BytesIO(content))) for content in frame["image"]]
+    return [np.asarray(PIL.open(io.BytesIO(one.read()))) for one in frame["image"]]
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
@@ -320,3 +322,37 @@ def test_a_class_whose_first_picture_cannot_be_decoded_stops_the_preparation(tmp
             (tmp_path / f"all/{label}/{i}.png").write_bytes(png(image) if label == "0" else b"broken %d" % i)
     with pytest.raises(ValueError, match=r"task pets: picture train/\d+ cannot be decoded"):
         prepared(tmp_path / "out", row(tmp_path, {"all": "all"}, FOLDERS))
+
+
+def colours(folder: Path) -> dict[str, pd.DataFrame]:
+    """16 pictures of two classes as they are read from a folder `all`."""
+    for i in range(16):
+        (folder / "all" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        (folder / f"all/{i % 2}/{i}.png").write_bytes(png(PIL.new("RGB", (2, 2), (i, 0, 0))))
+    return read(row(folder, {"all": "all"}, FOLDERS), {})
+
+
+def test_a_picture_that_changes_before_it_is_written_stops_the_preparation(tmp_path: Path) -> None:
+    frames = colours(tmp_path)
+    picture = frames["all"]["image"][3]
+    assert picture.content("all/3") == picture.read()
+    for path in (tmp_path / "all").rglob("*.png"):
+        path.write_bytes(png(PIL.new("RGB", (2, 2), (99, 99, 99))))
+    (tmp_path / "out").mkdir()
+    splits, _ = divided(frames, ["0", "1"])
+    with pytest.raises(ValueError, match=r"picture train/0 changed meanwhile: its SHA-256 is \w{64}, was \w{64}"):
+        _write(splits, ["0", "1"], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_pictures_of_a_folder_are_not_held(tmp_path: Path) -> None:
+    colours(tmp_path)
+    for i, path in enumerate((tmp_path / "all").rglob("*.png")):
+        path.write_bytes(bytes([i]) * 1_000_000)
+    tracemalloc.start()
+    frames = read(row(tmp_path, {"all": "all"}, FOLDERS), {})
+    splits, _ = divided(frames, ["0", "1"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(map(len, splits.values())) == 16
+    assert peak < 4_000_000  # one of them, and what pandas needs

@@ -100,15 +100,8 @@ def test_what_is_a_warning_on_clean_pictures_is_a_finding_on_corrupted_ones(fold
 def test_published_numbers_are_compared_with_clean_accuracies_alone(folder: Path) -> None:
     job = tables_job(folder)
     published = {"paper": "p", "family": "f", "backbone": "tiny", "mode": "full", "space": "weight", "suite": "other"}
-    published |= {
-        "method": "pretrained",
-        "task": "a",
-        "n_tasks": 1,
-        "value": 0.4,
-        "setting": "",
-        "chosen_on": "",
-        "source": "s",
-    }
+    published |= {"method": "pretrained", "task": "a", "n_tasks": 1, "value": 0.4}
+    published |= {"setting": "", "chosen_on": "", "source": "s"}
     job.params["published"] = [published]
     make_tables(job)
     assert pd.read_parquet(folder / "tables/published.parquet")["suite"].tolist() == ["pair"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from fusion.data.images import Picture
+from fusion.device import onto
 
 OPEN_CLIP = "open_clip.json"  # in a folder whose pictures open_clip prepares: its settings
 
@@ -35,7 +36,7 @@ class Pixels:
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """What the model reads, where the pixels are: (B, 3, H, W) float32."""
-        mean, std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        mean, std = (onto(pixels.device, values) for values in (self._mean, self._std))
         return (pixels / 255 - mean) / std
 
 

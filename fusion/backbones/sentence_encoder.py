@@ -10,6 +10,7 @@ from torch.func import functional_call
 from transformers import AutoModel, AutoTokenizer
 
 from fusion.backbones.loading import load
+from fusion.device import onto
 
 Batch = dict[str, Tensor]
 
@@ -40,7 +41,7 @@ class SentenceEncoder:
         tokens = self.tokenizer(
             list(inputs), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        return {name: tokens[name].to(self.module.device) for name in ("input_ids", "attention_mask")}
+        return {name: onto(self.module.device, tokens[name]) for name in ("input_ids", "attention_mask")}
 
     def sizes(self, inputs: Sequence[str]) -> list[int]:
         """A cheap measure of each input's length, to batch inputs of similar cost."""

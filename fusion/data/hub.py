@@ -2,47 +2,67 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion.data.formats import HubFormat
+from fusion.data.images import Stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def open_split(path: str, config: str | None, revision: str | None, split: str) -> "Dataset":
-    """A split of a data set; ValueError where it cannot be had, or the cache has another commit of it.
+def open_split(path: str, config: str | None, revision: str | None, split: str) -> tuple["Dataset", str | None]:
+    """A split of a data set, and the hub's commit that was read, None of a local one.
 
-    Offline, the library takes the newest commit in its cache, whatever revision it was asked for.
+    Without a network, it is read from what the library has made of it, or from a snapshot in the hub's cache.
+    ValueError where it cannot be had, or what is there is of another commit: the library takes the newest that it has,
+    whatever revision it was asked for.
     """
-    from datasets import Dataset, load_dataset
-
     name = f"{path} ({split})"
     try:
-        data = load_dataset(path, config, split=split, revision=revision)
+        data, commit = _load(path, config, revision, split)
     except Exception as error:  # the hub's, the network's, and those of the file formats
         raise ValueError(
             f"cannot load the data set {name}: {error}. Is there a network, or a copy in the hub's cache (HF_HOME)?"
         ) from error
-    assert isinstance(data, Dataset)
-    found = commit(data)
-    if found and re.fullmatch("[0-9a-f]{7,40}", revision or "") and not found.startswith(revision or ""):
+    if commit and re.fullmatch("[0-9a-f]{7,40}", revision or "") and not commit.startswith(revision or ""):
         raise ValueError(
-            f"{name}: got commit {found}, expected `revision` {revision}. Without a network the newest commit in the "
+            f"{name}: got commit {commit}, expected `revision` {revision}. Without a network the newest commit in the "
             "hub's cache is read: load the other one with a network, or correct `revision` (config/tasks.yaml)"
         )
-    return data
+    return data, commit
 
 
-def commit(data: "Dataset") -> str | None:
-    """The hub's commit that was read: the library keeps it in a folder of that name. None of a local data set."""
+def _load(path: str, config: str | None, revision: str | None, split: str) -> tuple[Any, str | None]:
+    from datasets import load_dataset
+
+    try:
+        data: Any = load_dataset(path, config, split=split, revision=revision)
+    except Exception:
+        folder = _snapshot(path, revision)
+        if folder is None:
+            raise
+        return load_dataset(str(folder), config, split=split), folder.name
+    # the library keeps what it makes of a data set in a folder that is named after the commit
     folder = Path(data.cache_files[0]["filename"]).parent.name if data.cache_files else ""
-    return folder if re.fullmatch("[0-9a-f]{40}", folder) else None
+    return data, folder if re.fullmatch("[0-9a-f]{40}", folder) else None
 
 
-def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]) -> Iterator[tuple[bytes, str]]:
-    """Encoded picture and class of every example; ValueError where the data set `name` is not as the row says."""
+def _snapshot(path: str, revision: str | None) -> Path | None:
+    """The folder of a data set's files in the hub's cache, if it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, repo_type="dataset", revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]) -> Iterator[tuple[Stored, str]]:
+    """Picture and class of every example; ValueError where the data set `name` is not as the row says."""
     from datasets import ClassLabel, Image
 
     if missing := {form.image, form.label} - set(data.column_names):
@@ -50,9 +70,13 @@ def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]
     kind = data.features[form.label]
     if isinstance(kind, ClassLabel) and len(kind.names) != len(classes):
         raise ValueError(f"{name} has {len(kind.names)} classes, `classes` has {len(classes)} (config/tasks.yaml)")
-    for found in data.cast_column(form.image, Image(decode=False)):
-        assert isinstance(found, dict)
-        image, label = found[form.image], found[form.label]
+    pictures = data.select_columns(form.image).cast_column(form.image, Image(decode=False))
+    for number, label in enumerate(data[form.label]):
         if not 0 <= int(label) < len(classes):
             raise ValueError(f"{name}: label {label} of {len(classes)} classes; check `classes` (config/tasks.yaml)")
-        yield image["bytes"] or Path(image["path"]).read_bytes(), classes[int(label)]
+        yield Stored.at(partial(_content, pictures, form.image, number)), classes[int(label)]
+
+
+def _content(pictures: Any, column: str, number: int) -> bytes:
+    image = pictures[number][column]
+    return image["bytes"] or Path(image["path"]).read_bytes()

@@ -1,12 +1,15 @@
 """Pictures: from any source to encoded bytes, and from those to RGB."""
 
 import gzip
+import hashlib
 import io
 import pickle
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,26 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # none that runs a program, as EPS does
 LARGEST = 100_000_000  # pixels: a few kilobytes can decode to any number of them
 IDX_BYTES = 0x08  # the type code of unsigned bytes in an IDX file
+
+
+@dataclass(frozen=True, order=True)
+class Stored:
+    """An encoded picture where its source has it: `key`, the SHA-256 of its bytes, and how to read those."""
+
+    key: str
+    read: Callable[[], bytes] = field(compare=False)
+
+    @classmethod
+    def at(cls, read: Callable[[], bytes]) -> "Stored":
+        """What `read` returns, looked at once and not held."""
+        return cls(hashlib.sha256(read()).hexdigest(), read)
+
+    def content(self, name: str) -> bytes:
+        """The bytes; ValueError with the name where they are no longer those that the key is of."""
+        content = self.read()
+        if (found := hashlib.sha256(content).hexdigest()) != self.key:
+            raise ValueError(f"picture {name} changed meanwhile: its SHA-256 is {found}, was {self.key}; run again")
+        return content
 
 
 class Picture(NamedTuple):
@@ -53,7 +76,12 @@ def encoded(array: np.ndarray) -> bytes:
     return f"{magic}\n{width} {height}\n255\n".encode() + array.tobytes()
 
 
-def pixels(content: bytes, form: PixelsFormat, name: str) -> Iterator[tuple[bytes, str]]:
+def held(content: bytes) -> Stored:
+    """A picture that has no file of its own."""
+    return Stored.at(partial(bytes, content))
+
+
+def pixels(content: bytes, form: PixelsFormat, name: str) -> Iterator[tuple[Stored, str]]:
     """Picture and class of every row of a table of grey values; ValueError where it is not such a table."""
     try:
         table = np.loadtxt(io.StringIO(unzipped(content).decode()), delimiter=",", ndmin=2)
@@ -68,24 +96,24 @@ def pixels(content: bytes, form: PixelsFormat, name: str) -> Iterator[tuple[byte
     if not ((values >= 0) & (values <= form.maximum)).all():  # nor is NaN
         raise ValueError(f"{name} has values from {values.min()} to {values.max()}; expected 0 to {form.maximum}")
     grey = np.rint(values * (255 / form.maximum)).astype(np.uint8).reshape(-1, form.height, form.width)
-    return ((encoded(one), f"{label:g}") for one, label in zip(grey, labels, strict=True))
+    return ((held(encoded(one)), f"{label:g}") for one, label in zip(grey, labels, strict=True))
 
 
-def arrays(images: bytes, labels: bytes, name: str) -> Iterator[tuple[bytes, str]]:
+def arrays(images: bytes, labels: bytes, name: str) -> Iterator[tuple[Stored, str]]:
     """Picture and class of every element of two arrays."""
     pictures, classes = _array(images, name), _array(labels, name)
     if pictures.ndim not in (3, 4) or (pictures.ndim == 4 and pictures.shape[3] != 3) or pictures.dtype != np.uint8:
         raise ValueError(f"{name}: got pictures of {pictures.dtype} {pictures.shape}, expected uint8 (n, h, w) or RGB")
     if classes.shape != pictures.shape[:1]:
         raise ValueError(f"{name}: {len(pictures)} pictures and classes of shape {classes.shape}; expected as many")
-    return ((encoded(one), str(label)) for one, label in zip(pictures, classes.tolist(), strict=True))
+    return ((held(encoded(one)), str(label)) for one, label in zip(pictures, classes.tolist(), strict=True))
 
 
-def in_folders(folder: Path) -> Iterator[tuple[Path, str]]:
+def in_folders(folder: Path) -> Iterator[tuple[Stored, str]]:
     """Every picture file in the subfolders of a folder, with the name of its subfolder."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix.lower() in SUFFIXES and path.parent != folder:
-            yield path, path.relative_to(folder).parts[0]
+            yield Stored.at(path.read_bytes), path.relative_to(folder).parts[0]
 
 
 def unzipped(content: bytes) -> bytes:

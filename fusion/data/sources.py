@@ -30,7 +30,7 @@ UNLABELLED = -1  # a score too near to zero to have a sign; `split` drops and co
 def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
     """The files of the task's first available source: {split or `all`: columns text or image, and label (int)}.
 
-    text: str; image: encoded bytes. Frames of a hub have the commit that was read in `attrs["commit"]`, None if that
+    text: str; image: Stored, not held. Frames of a hub have the commit that was read in `attrs["commit"]`, None if that
     cannot be known. ValueError if the source, a file, a column or a label is not as the row says.
     """
     source, column = task.source(), task.modality
@@ -38,9 +38,9 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
     for split, file in source.files.items():
         name, facts = f"{source.place}/{file}", {}
         if isinstance(source.format, HubFormat):
-            data = hub.open_split(source.place, source.config, source.revision, file)
+            data, commit = hub.open_split(source.place, source.config, source.revision, file)
             rows = list(hub.examples(data, name, source.format, list(task.classes)))
-            facts = {"commit": hub.commit(data)}
+            facts = {"commit": commit}
         else:
             rows = list(_rows(source, file, archives, name))
         inputs, labels = [found for found, _ in rows], [label for _, label in rows]
@@ -52,7 +52,9 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
     return frames
 
 
-def _rows(source: SourceRow, file: str, archives: Mapping[str, Path], name: str) -> Iterable[tuple[str | bytes, str]]:
+def _rows(
+    source: SourceRow, file: str, archives: Mapping[str, Path], name: str
+) -> Iterable[tuple[str | images.Stored, str]]:
     """Input and class of every example of one file."""
 
     def content(file: str) -> bytes:
@@ -70,8 +72,7 @@ def _rows(source: SourceRow, file: str, archives: Mapping[str, Path], name: str)
                 content(file.replace("{}", form.images)), content(file.replace("{}", form.labels)), name
             )
         case FolderFormat():
-            folder = _folder(source, file)
-            return ((path.read_bytes(), label) for path, label in images.in_folders(folder))
+            return images.in_folders(_folder(source, file))
         case HubFormat():
             raise AssertionError("a data set of a hub has no files")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -83,11 +84,7 @@ def _same_text(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _same_image(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-KEYS: dict[str, Callable[[Any], str]] = {"text": _same_text, "image": _same_image}  # what equal inputs share
+KEYS: dict[str, Callable[[Any], str]] = {"text": _same_text, "image": attrgetter("key")}  # what equal inputs share
 
 
 def _ranks(rows: pd.DataFrame, purpose: str) -> pd.Series:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from fusion.adapter import WEIGHTS
+from fusion.ahead import ahead
 from fusion.artifacts import digest, new_folder, sha256, write_json
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
@@ -32,6 +33,20 @@ class Task:
     inputs: Sequence[Any]
     labels: Tensor
     head: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is about: collated inputs, their classes (B,), the frozen head (C, d) of their task."""
+
+    inputs: Any
+    labels: Tensor
+    head: Tensor
+
+    @classmethod
+    def of(cls, backbone: Backbone, task: Task, indices: list[int]) -> "Batch":
+        """The examples of a task at the indices."""
+        return cls(backbone.collate([task.inputs[i] for i in indices]), task.labels[indices], task.head)
 
 
 def finetune(job: Job) -> None:
@@ -111,13 +126,14 @@ def train(
     recipe = {**recipe, **{name: len(tasks) * recipe[name] for name in ("steps", "warmup_steps")}}
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
     done, spent, losses = restore(resume, identity, trained, optimizer)
-    order = batches(tasks, recipe["batch_size"], seed)
+    order = islice(batches(tasks, recipe["batch_size"], seed), done, recipe["steps"])
+    made = ahead(Batch.of(backbone, task, indices) for task, indices in order)
     backbone.module.train()
     began = time.monotonic() - spent
     with listening():
-        for step, (task, indices) in enumerate(islice(order, done, recipe["steps"]), done):
+        for step, batch in enumerate(made, done):
             torch.manual_seed((seed << 32) + step)  # dropout draws the same in a run that resumes here
-            losses.append(_step(backbone, trained, task, indices, optimizer, recipe, step))
+            losses.append(_step(backbone, trained, batch, optimizer, recipe, step))
             if step + 1 < recipe["steps"] and (asked() or (step + 1) % recipe["checkpoint_every"] == 0):
                 seconds = time.monotonic() - began
                 keep(resume, identity, trained, optimizer, step + 1, seconds, losses)
@@ -152,17 +168,15 @@ def batches(tasks: Sequence[Task], batch_size: int, seed: int) -> Iterator[tuple
 def _step(
     backbone: Backbone,
     trained: Parameters,
-    task: Task,
-    indices: list[int],
+    batch: Batch,
     optimizer: torch.optim.Optimizer,
     recipe: Mapping[str, Any],
     step: int,
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = recipe["lr"] * schedule(step, recipe["steps"], recipe["warmup_steps"])
-    batch = backbone.collate([task.inputs[i] for i in indices])
     with autocast():
-        loss = nn.functional.cross_entropy(backbone.logits({}, batch, task.head), task.labels[indices])
+        loss = nn.functional.cross_entropy(backbone.logits({}, batch.inputs, batch.head), batch.labels)
     if not torch.isfinite(loss):
         raise ValueError(
             f"the loss is {loss.item()} at step {step + 1}; expected a smaller finetune.lr than {recipe['lr']}"

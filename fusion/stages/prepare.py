@@ -5,16 +5,19 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, disable_progress_bars
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit, Value, disable_progress_bars
+from datasets.exceptions import DatasetGenerationError
 
 from fusion import artifacts
 from fusion.data.archives import fetch
-from fusion.data.images import Picture, check
+from fusion.data.images import Picture, Stored, check
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.data.sources import read
 from fusion.data.splits import Dropped, input_column, split
@@ -61,25 +64,37 @@ def prepare_task(job: Job) -> None:
     _suggest_pin(name, task, commit)
     disable_progress_bars()  # they are drawn into the log, one a split
     with artifacts.new_folder(job.output["data"]) as folder:
-        _dataset(splits, list(task.classes)).save_to_disk(folder)
+        _write(splits, list(task.classes), folder)
         artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped, commit))
     progress(f"{name}: " + ", ".join(f"{len(frame):,} {split}" for split, frame in splits.items()))
 
 
-def _dataset(splits: Mapping[str, pd.DataFrame], classes: list[str]) -> DatasetDict:
-    labels = {"label": ClassLabel(names=classes)}
-    found = DatasetDict()
-    for name, frame in splits.items():
-        column, columns = input_column(frame), frame.to_dict("list")
-        if column == "image":
-            columns["image"] = [{"bytes": content, "path": None} for content in columns["image"]]
-        features = Features({column: Image() if column == "image" else Value("string"), **labels})
-        found[name] = Dataset.from_dict(columns, features=features)
-    return found
+def _write(splits: Mapping[str, pd.DataFrame], classes: list[str], folder: Path) -> None:
+    """Writes every split to the folder as Arrow, with few pictures in memory at a time."""
+    found, whole = DatasetDict(), fingerprint(splits)
+    with TemporaryDirectory(dir=folder) as cache:
+        for name, frame in splits.items():
+            kind = Image() if input_column(frame) == "image" else Value("string")
+            features = Features({input_column(frame): kind, "label": ClassLabel(names=classes)})
+            options: dict[str, Any] = {"cache_dir": cache, "split": NamedSplit(name), "fingerprint": whole[:16] + name}
+            try:
+                found[name] = Dataset.from_generator(partial(_examples, name, frame), features, **options)
+            except DatasetGenerationError as error:
+                raise error.__cause__ or error from None
+        found.save_to_disk(folder)
 
 
-def _pictures(split: str, frame: pd.DataFrame) -> list[Picture]:
-    return [Picture(f"{split}/{i}", content) for i, content in enumerate(frame["image"])]
+def _examples(split: str, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    column = input_column(frame)
+    inputs = frame[column]
+    if column == "image":
+        inputs = ({"bytes": picture.content, "path": None} for picture in _pictures(split, frame))
+    for given, label in zip(inputs, frame["label"], strict=True):
+        yield {column: given, "label": label}
+
+
+def _pictures(split: str, frame: pd.DataFrame) -> Iterator[Picture]:
+    return (Picture(f"{split}/{i}", one.content(f"{split}/{i}")) for i, one in enumerate(frame["image"]))
 
 
 def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
@@ -116,6 +131,6 @@ def fingerprint(splits: Mapping[str, pd.DataFrame]) -> str:
     seen = hashlib.sha256()
     for name in ("train", "val", "test"):
         for given, label in zip(splits[name][input_column(splits[name])], splits[name]["label"], strict=True):
-            text = hashlib.sha256(given).hexdigest() if isinstance(given, bytes) else str(given)
+            text = given.key if isinstance(given, Stored) else str(given)
             seen.update(json.dumps([name, text, int(label)]).encode() + b"\n")
     return seen.hexdigest()

@@ -33,7 +33,7 @@ rule prepare_task:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1000,
+        mem_mb=1500,
         runtime=30,
     params:
         stage="fusion.stages.prepare:prepare_task",
