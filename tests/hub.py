@@ -1,5 +1,6 @@
 """The hub's own cache, as its library lays it out, with models and data sets that are made on the spot."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -13,8 +14,6 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PIL
 from safetensors.torch import save_file
 
-REVISION = "a" * 40
-
 
 def snapshot(home: Path, kind: str, name: str, files: Mapping[str, bytes]) -> Path:
     """Writes a repository (`models` or `datasets`) to the cache below `home`: refs, blobs, and a snapshot of links.
@@ -22,15 +21,16 @@ def snapshot(home: Path, kind: str, name: str, files: Mapping[str, bytes]) -> Pa
     Returns the snapshot's folder.
     """
     root = home / "hub" / f"{kind}--{name.replace('/', '--')}"
-    for folder in ("refs", "blobs", f"snapshots/{REVISION}"):
+    revision = hashlib.sha1(name.encode()).hexdigest()
+    for folder in ("refs", "blobs", f"snapshots/{revision}"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "refs/main").write_text(REVISION)
+    (root / "refs/main").write_text(revision)
     for number, (file, content) in enumerate(sorted(files.items())):
         (root / f"blobs/{number:040}").write_bytes(content)
-        link = root / f"snapshots/{REVISION}" / file
+        link = root / f"snapshots/{revision}" / file
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(root / f"blobs/{number:040}")
-    return root / f"snapshots/{REVISION}"
+    return root / f"snapshots/{revision}"
 
 
 def model(home: Path, name: str, folder: Path) -> None:

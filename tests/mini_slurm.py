@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+HOST = socket.gethostname().partition(".")[0]
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 ACCOUNTING_PACKAGES = ("slurmdbd", "slurm-wlm-mysql-plugin", "mariadb-server")
@@ -163,6 +164,12 @@ class Slurm:
     def clear(self) -> None:
         """Cancels all jobs and waits until they are gone."""
         subprocess.run(["scancel", f"--user={os.getuid()}"], check=False, timeout=30)
+        try:
+            wait_for(lambda: not self.jobs(), 5)
+        except TimeoutError:  # of a job that ended while slurmctld was down, slurmd says so again only after a minute
+            for state in ("DOWN", "RESUME"):
+                change = [f"NodeName={HOST}", f"State={state}", "Reason=clear"]
+                subprocess.run(["scontrol", "update", *change], check=False, timeout=30)
         wait_for(lambda: not self.jobs(), 120, lambda: f"jobs that cannot be cancelled: {self.jobs()}")
 
     def jobs(self) -> dict[str, str]:
@@ -176,7 +183,7 @@ class Slurm:
             device.unlink(missing_ok=True)
             device.symlink_to("/dev/null")
         facts = {
-            "host": socket.gethostname().partition(".")[0],
+            "host": HOST,
             "user": _output("id", "-un").strip(),
             "folder": self.folder,
         }

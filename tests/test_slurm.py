@@ -298,7 +298,7 @@ def test_a_preempted_fine_tuning_has_the_bytes_of_an_undisturbed_one(
 def test_the_tiny_workflow_has_the_tables_of_a_local_run(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"modes": ["full", "l_lora"], "methods": ["task_arithmetic", "concrete_layer_wise"]}
+    changes = {"modes": ["l_lora"], "methods": ["task_arithmetic", "concrete_layer_wise"], "multitask": False}
     one_core_profile(tmp_path / "home", monkeypatch)
     alone = snakemake(tmp_path / "alone", **changes)
     assert alone.returncode == 0, alone.output
