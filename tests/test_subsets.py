@@ -107,18 +107,20 @@ def test_the_report_shows_accuracy_against_the_number_of_tasks(three: Path) -> N
 
 
 def test_unseen_tasks_have_an_average_of_their_own(tmp_path: Path) -> None:
+    add_model(tmp_path, "individual", {"a": first(9, 10)}, trained_on="a")
+    add_model(tmp_path, "pretrained", {"a": first(5, 10)}, mode="")
     add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight")
-    add_model(tmp_path, "tsv_m", {"a": first(6, 10)}, space="weight")
-    for method, right in {"ties": (2, 4), "tsv_m": (5, 7)}.items():
-        unseen = {f"new{i}": first(n, 10) for i, n in enumerate(right)}
-        add_model(tmp_path / "new", method, unseen, space="weight", seen=False)
+    described = {"individual": {"trained_on": "a"}, "pretrained": {"mode": ""}, "ties": {"space": "weight"}}
+    for method, (one, other) in {"individual": (1, 2), "pretrained": (3, 5), "ties": (2, 4)}.items():
+        unseen = {"new": first(one, 10), "newer": first(other, 10)}
+        add_model(tmp_path / "new", method, unseen, seen=False, **described[method])
         for kind in ("scores", "predictions"):
             (source,) = (tmp_path / "new" / kind).glob(f"*{method}*")
             source.rename(tmp_path / kind / f"unseen-{method}.parquet")
     page, _ = report_of(tmp_path)
     table = pd.read_parquet(tmp_path / "tables/per_task.parquet").set_index("method")
-    assert table["average"].to_dict() == pytest.approx({"ties": 0.8, "tsv_m": 0.6})
-    assert table["unseen_average"].to_dict() == pytest.approx({"ties": 0.3, "tsv_m": 0.6})
+    assert table["average"].to_dict() == pytest.approx({"individual": 0.9, "pretrained": 0.5, "ties": 0.8})
+    assert table["unseen_average"].to_dict() == pytest.approx({"individual": 0.15, "pretrained": 0.4, "ties": 0.3})
     assert "Unseen" in page
 
 

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from onnx import TensorProto, helper, load_model, numpy_helper, save_model
 from onnx.reference import ReferenceEvaluator
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import (
@@ -23,13 +23,17 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
 )
 
 from fusion.artifacts import read_json, write_json
 from fusion.backbones import open_backbone
-from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, write
+from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, text_tower, vision_tower, write
 from fusion.backbones.weights import commit, from_hub, from_onnx
 from fusion.config import ROWS
 from fusion.data.archives import fetch, opened
@@ -158,6 +162,28 @@ def test_a_tiny_open_clip_model_is_converted_to_the_same_features(tmp_path: Path
 def test_a_model_of_the_true_size_is_converted_to_the_same_features(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     agree_with_open_clip(open_clip.create_model(name), name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "layers", "features"),
+    [("ViT-B-32-quickgelu", 768, 12, 512), ("ViT-B-16-quickgelu", 768, 12, 512), ("ViT-L-14-quickgelu", 1024, 24, 768)],
+)
+def test_the_papers_architectures_have_the_shapes_that_adapters_and_projections_need(
+    name: str, width: int, layers: int, features: int
+) -> None:
+    with torch.device("meta"):  # shapes alone: L/14 has 304 M parameters
+        model = open_clip.create_model(name, device="meta")
+        for found, network, config in (
+            (vision_tower(model, name), CLIPVisionModelWithProjection, CLIPVisionConfig),
+            (text_tower(model, name), CLIPTextModelWithProjection, CLIPTextConfig),
+        ):
+            tower = network(config(**found[0]))
+            assert {n: t.shape for n, t in found[1].items()} == {n: t.shape for n, t in tower.state_dict().items()}
+        vision = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision_tower(model, name)[0]))
+        assert vision(torch.empty(2, 3, 224, 224)).image_embeds.shape == (2, features)
+        adapted = get_peft_model(vision, lora_config(ADAPTER))
+    shapes = [tuple(p.shape) for n, p in adapted.named_parameters() if "lora_" in n]
+    assert sorted(shapes) == sorted([(4, width), (width, 4)] * 2 * layers)
 
 
 def test_what_open_clip_does_not_have_or_what_is_no_vit_is_an_error(tmp_path: Path) -> None:

@@ -55,23 +55,40 @@ def from_open_clip(name: str, pretrained: str, folder: Path) -> Path:
 
 def write(model: Any, name: str, folder: Path) -> Path:
     """Writes both towers, tokenizer and preprocessing of an open_clip model; ValueError if they are no plain ViTs."""
-    if not isinstance(getattr(model.visual, "transformer", None), nn.Module):
-        raise ValueError(f"open_clip's {name} is no pair of plain ViTs; expected ViT-B-32, ViT-B-16, ViT-L-14 or such")
-    state = model.state_dict()
-    visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    if {"conv1.weight", "proj", "ln_pre.weight"} - set(visual) or "text_projection" not in state:
-        raise ValueError(f"open_clip's {name} is no pair of plain ViTs; expected ViT-B-32, ViT-B-16, ViT-L-14 or such")
-    patch, size = visual["conv1.weight"].shape[-1], visual["proj"].shape[1]
-    vision = _config(model.visual.transformer, size) | {"image_size": model.visual.image_size[0], "patch_size": patch}
-    text = _config(model.transformer, size)
-    text |= {"vocab_size": model.vocab_size, "max_position_embeddings": model.context_length, "eos_token_id": 49407}
-    _write(folder, "clip_vision_model", vision, "vision_model", visual, VISION, "visual_projection", visual["proj"])
-    projection = state["text_projection"]
-    _write(folder / "text", "clip_text_model", text, "text_model", state, TEXT, "text_projection", projection)
+    towers = {folder: vision_tower(model, name), folder / "text": text_tower(model, name)}
+    for place, (config, tensors) in towers.items():
+        place.mkdir(parents=True, exist_ok=True)
+        save_tensors(place / "model.safetensors", {n: t.contiguous() for n, t in tensors.items()}, {"format": "pt"})
+        (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
     _tokenizer(name).save_pretrained(folder / "text")
     facts = {"name": name, "preprocess": model.visual.preprocess_cfg}
     (folder / OPEN_CLIP).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config.json and weights
+
+
+def vision_tower(model: Any, name: str) -> Tower:
+    """The image tower of open_clip's model `name`, as transformers has it; ValueError if it is no plain ViT."""
+    state = {key.removeprefix("visual."): t for key, t in model.state_dict().items() if key.startswith("visual.")}
+    if not isinstance(getattr(model.visual, "transformer", None), nn.Module) or not {*VISION, "proj"} <= set(state):
+        raise ValueError(f"open_clip's {name} is no pair of plain ViTs; expected ViT-B-32, ViT-B-16, ViT-L-14 or such")
+    config = _config(model.visual.transformer, state["proj"].shape[1])
+    config |= {"image_size": model.visual.image_size[0], "patch_size": state["conv1.weight"].shape[-1]}
+    tensors = _tensors(state, "vision_model", VISION) | {"visual_projection.weight": state["proj"].T}
+    return {"model_type": "clip_vision_model", **config}, tensors
+
+
+def text_tower(model: Any, name: str) -> Tower:
+    """Its text tower; ValueError if it is no plain transformer."""
+    state = model.state_dict()
+    if not {*TEXT, "text_projection"} <= set(state):
+        raise ValueError(f"open_clip's {name} is no pair of plain ViTs; expected ViT-B-32, ViT-B-16, ViT-L-14 or such")
+    config = _config(model.transformer, state["text_projection"].shape[1])
+    config |= {"vocab_size": model.vocab_size, "max_position_embeddings": model.context_length, "eos_token_id": 49407}
+    tensors = _tensors(state, "text_model", TEXT) | {"text_projection.weight": state["text_projection"].T}
+    return {"model_type": "clip_text_model", **config}, tensors
 
 
 def _config(transformer: Any, projection: int) -> dict[str, Any]:
@@ -87,22 +104,9 @@ def _config(transformer: Any, projection: int) -> dict[str, Any]:
     }
 
 
-def _write(
-    folder: Path,
-    model_type: str,
-    config: Mapping[str, Any],
-    tower: str,
-    state: Mapping[str, Tensor],
-    names: Mapping[str, str],
-    last: str,
-    projection: Tensor,
-) -> None:
+def _tensors(state: Mapping[str, Tensor], tower: str, names: Mapping[str, str]) -> dict[str, Tensor]:
     tensors = {f"{tower}.{new}": state[old] for old, new in names.items()}
-    tensors |= {f"{tower}.encoder.layers.{name}": value for name, value in _blocks(state)}
-    tensors[f"{last}.weight"] = projection.T
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "model.safetensors", {n: t.contiguous() for n, t in tensors.items()}, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config}), encoding="utf-8")
+    return tensors | {f"{tower}.encoder.layers.{name}": value for name, value in _blocks(state)}
 
 
 def _blocks(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -64,7 +64,7 @@ def _heat_maps(per_task: pd.DataFrame, methods: Sequence[str], tasks: list[str])
     low, high = float(np.nanmin(cells)), float(np.nanmax(cells))
     columns, maps = [*tasks, "average", *({"unseen_average"} & set(per_task))], []
     for mode, rows in per_task.groupby("mode", sort=False):
-        groups = [("Reference", _reference_cells(rows, tasks))]
+        groups = [("Reference", _reference_cells(rows, tasks, columns))]
         fused = rows[(rows["method_class"] != "reference") & rows["average"].notna()]
         for (space, kind), part in fused.groupby(["space", "method_class"], sort=False):
             found = {row["method"]: [row[column] for column in columns] for row in part.to_dict("records")}
@@ -75,14 +75,15 @@ def _heat_maps(per_task: pd.DataFrame, methods: Sequence[str], tasks: list[str])
     return maps
 
 
-def _reference_cells(rows: pd.DataFrame, tasks: list[str]) -> list[tuple[str, list[float]]]:
+def _reference_cells(rows: pd.DataFrame, tasks: list[str], columns: list[str]) -> list[tuple[str, list[float]]]:
     """The references of one mode, the individual models as one row that has each on its own task."""
-    values = {row["method"]: [row[column] for column in (*tasks, "average")] for row in rows.to_dict("records")}
+    values = {row["method"]: [row[column] for column in columns] for row in rows.to_dict("records")}
     cells = [(label(method), values[method]) for method in ("pretrained", "multitask") if method in values]
     individual = rows[rows["method"] == "individual"].set_index("trained_on")
     if len(individual):
-        own = [individual[task].to_dict().get(task, np.nan) for task in tasks]
-        cells.append(("Individual, own task", [*own, float(np.nanmean(own))]))
+        own = {task: individual[task].to_dict().get(task, np.nan) for task in tasks}
+        own["average"] = float(np.nanmean(list(own.values())))
+        cells.append(("Individual, own task", [own.get(column, np.nan) for column in columns]))
     return cells
 
 
