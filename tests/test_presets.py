@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.presets]
 STEPS = {"steps": 1, "adapt_steps": 1, "rounds": 1, "budget": 2}  # of methods that take some
 SHORT = {
     "finetune": {"steps": 1, "batch_size": 2, "warmup_steps": 0},
-    "fuse": {"batch_size": 2, "select_examples": 4, "statistics_examples": 4, "loss_examples": 2},
+    "fuse": {"batch_size": 2, "select_examples": 4, "statistics_examples": 1, "loss_examples": 2},
     "evaluate": {"batch_size": 4, "examples": 4},
     "keep_fused": False,
 }
@@ -30,12 +30,16 @@ SHORT = {
 RUNS: dict[str, dict[str, Any]] = {
     "clip_vitb32_ta8": {},
     "clip_vitb16_l_lora7": {
-        "methods": "every",
         "define": {"suites": {"vision7": {"tasks": ["eurosat", "svhn", "dtd"], "subsets": [2]}}},
     },
     "clip_vitb32_unseen": {
+        "methods": "every",
         "suites": ["unseen2"],
         "define": {"suites": {"unseen2": {"tasks": ["svhn", "dtd"], "unseen": ["mnist"]}}},
+    },
+    "clip_vitb32_robustness": {
+        "suites": ["robust4", "robust4_spatter"],
+        "define": {"suites": {name: {"tasks": ["eurosat", "gtsrb"]} for name in ("robust4", "robust4_spatter")}},
     },
 }
 
