@@ -63,7 +63,7 @@ def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, np.nda
     larger = int(np.count_nonzero(is_above))
     if low == high:  # one value, which may be that of most coordinates: as many, without the memory
         return larger, np.broadcast_to(low, int(np.count_nonzero(values == low)))
-    return larger, values[(values >= low) ^ is_above]
+    return larger, values[np.flatnonzero((values >= low) ^ is_above)]  # few: twice as fast as by the mask
 
 
 def _magnitudes(tau: Tensor) -> np.ndarray:
