@@ -7,7 +7,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 # They check the configuration; what they make of it is in a stage's params, which Snakemake compares by itself
-CHECKS = {"fusion.hyperparameters", "fusion.rows", "fusion.data.rows", "fusion.data.formats", "fusion.published"}
+CHECKS = {
+    "fusion.hyperparameters",
+    "fusion.rows",
+    "fusion.model_rows",
+    "fusion.data.rows",
+    "fusion.data.formats",
+    "fusion.published",
+}
 
 
 @cache

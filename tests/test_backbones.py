@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from fusion.backbones import KINDS, open_backbone
 from fusion.job import Job
-from fusion.rows import OPTIONS
+from fusion.model_rows import OPTIONS
 from fusion.stages.pretrained import prepare_backbone
 
 QUERY = "encoder.layer.0.attention.self.query.weight"

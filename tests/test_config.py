@@ -12,11 +12,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from tiny_vectors import runnable
 
-from fusion.config import ROWS, Plan, Rows, read, schema
+from fusion.config import schema
 from fusion.data.rows import TaskRow
 from fusion.hyperparameters import fields
+from fusion.model_rows import BackboneRow, WeightsSource
 from fusion.pipelines import algorithms, method_class
-from fusion.rows import BackboneRow, MethodRow, Name, WeightsSource
+from fusion.plan import ROWS, Plan, Rows, read
+from fusion.rows import MethodRow, Name
 from fusion.tables.score_rows import CLASSES
 
 FOLDER = Path("/nowhere")  # a configuration is checked without looking for the files it names
@@ -375,9 +377,7 @@ def test_each_mode_has_its_learning_rate() -> None:
 
 
 def test_reading_a_configuration_imports_no_torch() -> None:
-    code = (
-        "import sys, fusion.config; print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
-    )
+    code = "import sys, fusion.plan; print(sorted({'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from test_vision import write_pictures
 
 from fusion.artifacts import read_json
-from fusion.config import read
 from fusion.data.corruptions import corrupted
 from fusion.data.images import Picture, encoded
 from fusion.data.rows import TaskRow
 from fusion.data.tasks import TaskData
 from fusion.job import Job, run
+from fusion.plan import read
 from fusion.rows import Corruption, SuiteRow
 
 KINDS = get_args(Corruption)

@@ -15,13 +15,13 @@ from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PIL
 
 from fusion.artifacts import sha256
-from fusion.config import ROWS
 from fusion.data.archives import fetch, opened, read_member
 from fusion.data.images import Picture
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.data.sources import read
 from fusion.data.splits import split
 from fusion.job import Job
+from fusion.plan import ROWS
 from fusion.stages.prepare import fetch_archive
 
 pytestmark = pytest.mark.skipif(

@@ -18,13 +18,13 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image as PIL
 from pydantic import ValidationError
 
-from fusion.config import ROWS
 from fusion.data.images import Picture, encoded
 from fusion.data.rows import TaskRow
 from fusion.data.sources import read
 from fusion.data.splits import split as divided
 from fusion.data.tasks import TaskData
 from fusion.job import Job
+from fusion.plan import ROWS
 from fusion.stages.prepare import _write, prepare_task
 
 PIXELS = {"kind": "pixels", "height": 2, "width": 3}

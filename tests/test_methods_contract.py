@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fusion.checkpoint import Checkpoint, save, save_tensors
-from fusion.config import ROWS
 from fusion.hyperparameters import fields
 from fusion.pipelines import algorithms, needs, parts, scaling_name
+from fusion.plan import ROWS
 from fusion.vectors import Merged, TaskModels, TaskVectors
 
 each_variant = pytest.mark.parametrize(("algorithm", "hyper"), variants(), ids=label)

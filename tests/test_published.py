@@ -9,8 +9,8 @@ import pytest
 import yaml
 from example_scores import add_model, first, tables_job
 
-from fusion.config import ROWS
 from fusion.job import Job
+from fusion.plan import ROWS
 from fusion.published import read_published
 from fusion.stages.report import make_report
 from fusion.stages.tables import TABLES, make_tables

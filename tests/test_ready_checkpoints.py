@@ -10,8 +10,8 @@ from test_vision import TINY, hub_cache
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from fusion.artifacts import read_json
-from fusion.config import Plan, read
 from fusion.job import Job
+from fusion.plan import Plan, read
 from fusion.stages.pretrained import take_finetuned
 
 

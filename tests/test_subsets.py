@@ -10,8 +10,8 @@ from example_scores import add_model, first, tables_job
 from test_report import report_of
 from tiny_stages import TASKS, World
 
-from fusion.config import Plan, read
 from fusion.job import run
+from fusion.plan import Plan, read
 from fusion.stages.tables import make_tables
 
 THREE = ("a", "b", "c")

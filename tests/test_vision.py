@@ -35,14 +35,14 @@ from fusion.artifacts import read_json, write_json
 from fusion.backbones import open_backbone
 from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, text_tower, vision_tower, write
 from fusion.backbones.weights import commit, from_hub, from_onnx
-from fusion.config import ROWS
 from fusion.data.archives import fetch, opened
 from fusion.data.images import Picture, encoded
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
 from fusion.job import Job
+from fusion.model_rows import WeightsSource
 from fusion.modes import adapter_state, attach, initialise, lora_config, save_adapter
-from fusion.rows import WeightsSource
+from fusion.plan import ROWS
 from fusion.stages.pretrained import prepare_backbone
 
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -7,10 +7,10 @@ from typing import Any
 import tiny
 
 from fusion.backbones import Backbone, open_backbone
-from fusion.config import Plan, read
 from fusion.job import Job, run
 from fusion.modes import attach, freeze
 from fusion.pipelines import needs, parts
+from fusion.plan import Plan, read
 from fusion.rows import MethodRow
 
 TASKS = list(tiny.TASKS)

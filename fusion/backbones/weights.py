@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from fusion.checkpoint import save_tensors
-from fusion.rows import WeightsSource
+from fusion.model_rows import WeightsSource
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # weights, configuration, tokenizer: no pickles, no code
 

@@ -13,8 +13,8 @@ from fusion.data.archives import opened
 from fusion.data.tasks import TaskData
 from fusion.heads import class_embeddings
 from fusion.job import Job, progress
+from fusion.model_rows import WeightsSource
 from fusion.modes import freeze, initialise
-from fusion.rows import WeightsSource
 
 
 def prepare_backbone(job: Job) -> None:
@@ -22,7 +22,7 @@ def prepare_backbone(job: Job) -> None:
 
     info.json in it has the source, and the commit of a hub that was read.
 
-    params.settings: {row, source}, `source` one of the row's (`fusion.rows.WeightsSource`).
+    params.settings: {row, source}, `source` one of the row's (`fusion.model_rows.WeightsSource`).
     """
     source, row = WeightsSource(**job.params["settings"]["source"]), job.params["settings"]["row"]
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
 from functools import cache
 
 from fusion.artifacts import digest, require_writable, sha256
-from fusion.config import read
+from fusion.plan import read
 from fusion.pipelines import parts
 from fusion.provenance import PACKAGE, code_hash
 from fusion.published import read_published
