@@ -33,9 +33,10 @@ def snapshot(home: Path, kind: str, name: str, files: Mapping[str, bytes]) -> Pa
     return root / f"snapshots/{revision}"
 
 
-def model(home: Path, name: str, folder: Path) -> None:
-    """Writes the files of a model's folder to the cache."""
-    snapshot(home, "models", name, {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+def model(home: Path, name: str, folder: Path) -> str:
+    """Writes the files of a model's folder to the cache; returns the commit."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return snapshot(home, "models", name, files).name
 
 
 def open_clip_model(home: Path, architecture: str) -> None:

@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shortened(preset: str, changes: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The preset with few tasks, steps and examples, every value of a grid but the first left out."""
     own = yaml.safe_load((ROWS / f"presets/{preset}.yaml").read_text(encoding="utf-8"))
-    whole = tiny._join(tiny._join(own, SHORT), changes | {"results": str(folder / "results")})
+    whole = tiny.join(tiny.join(own, SHORT), changes | {"results": str(folder / "results")})
     rows = read({**whole, "methods": []}).rows.methods
     if whole["methods"] == "every":
         whole["methods"] = [name for name in rows if name != "slerp"]
@@ -76,7 +76,7 @@ def shortened(preset: str, changes: dict[str, Any], folder: Path) -> dict[str, A
         first = rows[name].grid()[0]
         few = {key: min(value, STEPS.get(key.split(".")[-1], value)) for key, value in first.items() if _number(value)}
         methods[name] = {"hyperparameters": first | few}
-    return tiny._join(whole, {"define": {"methods": methods}})
+    return tiny.join(whole, {"define": {"methods": methods}})
 
 
 def _number(value: object) -> bool:

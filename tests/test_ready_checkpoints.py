@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import hub
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from test_vision import TINY, hub_cache
+from test_vision import TINY
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from fusion.artifacts import read_json
@@ -45,7 +46,7 @@ def test_a_tower_of_the_hub_without_projection_takes_the_place_of_a_fine_tuning(
 ) -> None:
     theirs = CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=16, **TINY))
     theirs.save_pretrained(tmp_path / "theirs")
-    hub_cache(tmp_path, "somebody/tiny_pets", tmp_path / "theirs")
+    hub.model(tmp_path, "somebody/tiny_pets", tmp_path / "theirs")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = taken(pretrained, tmp_path / "out", hub="somebody/tiny_pets")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import hub
 import numpy as np
 import open_clip
 import pandas as pd
@@ -307,30 +308,19 @@ def test_a_zero_shot_head_averages_the_prompts_of_a_class(clip: Path, tmp_path: 
     assert_close(class_embeddings(backbone, data), expected)
 
 
-def hub_cache(home: Path, name: str, model: Path) -> None:
-    """Writes a model to the hub's own cache layout: refs, blobs, and snapshots that are links to those."""
-    root, revision = home / "hub" / f"models--{name.replace('/', '--')}", "a" * 40
-    for folder in ("refs", "blobs", f"snapshots/{revision}"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "refs/main").write_text(revision)
-    for number, file in enumerate(sorted(path for path in model.iterdir() if path.is_file())):
-        (root / f"blobs/{number:040}").write_bytes(file.read_bytes())
-        (root / f"snapshots/{revision}/{file.name}").symlink_to(f"../../blobs/{number:040}")
-
-
 def test_a_model_in_the_hubs_cache_is_read_offline_and_its_commit_is_named(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub_cache(tmp_path, "openai/tiny", clip)
+    found = hub.model(tmp_path, "openai/tiny", clip)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     settings = {"row": {"kind": "clip", "options": {"logit_scale": 100.0}}, "source": {"hub": "openai/tiny"}}
     prepare_backbone(Job("", {}, {"model": str(tmp_path / "out")}, {"settings": settings}))
-    assert read_json(tmp_path / "out/info.json") == {"source": {"hub": "openai/tiny"}, "commit": "a" * 40}
-    assert f"write `revision: {'a' * 40}` into its source of `hub: openai/tiny`" in capsys.readouterr().out
-    settings["source"]["revision"] = "a" * 40  # as it says
+    assert read_json(tmp_path / "out/info.json") == {"source": {"hub": "openai/tiny"}, "commit": found}
+    assert f"write `revision: {found}` into its source of `hub: openai/tiny`" in capsys.readouterr().out
+    settings["source"]["revision"] = found  # as it says
     prepare_backbone(Job("", {}, {"model": str(tmp_path / "pinned")}, {"settings": settings}))
-    assert read_json(tmp_path / "pinned/info.json")["commit"] == "a" * 40
+    assert read_json(tmp_path / "pinned/info.json")["commit"] == found
     assert "revision" not in capsys.readouterr().out
     first, again = open_row(clip, "clip"), open_row(tmp_path / "out", "clip")
     batch = first.collate(pictures())
@@ -344,8 +334,8 @@ def test_the_commit_of_weights_that_open_clip_read_is_that_of_its_own_repository
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     source = WeightsSource(open_clip="ViT-B-32-quickgelu", pretrained="openai")
     assert commit(source, tmp_path) is None  # the weights came from elsewhere
-    hub_cache(tmp_path, "timm/vit_base_patch32_clip_224.openai", dino)
-    assert commit(source, tmp_path) == "a" * 40
+    found = hub.model(tmp_path, "timm/vit_base_patch32_clip_224.openai", dino)
+    assert commit(source, tmp_path) == found
     assert commit(WeightsSource(folder=str(dino)), dino) is None
 
 
@@ -366,7 +356,7 @@ def write_pictures(folder: Path, seed: int) -> dict[str, Any]:
 def test_the_workflow_runs_on_pictures_with_a_model_of_the_hub(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub_cache(tmp_path / "hf", "openai/tiny", clip)
+    hub.model(tmp_path / "hf", "openai/tiny", clip)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tasks = {name: write_pictures(tmp_path / "pictures" / name, i) for i, name in enumerate(("one", "two"))}

@@ -154,12 +154,13 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
             "methods": METHODS,
         },
     }
-    return _join(whole, changes)
+    return join(whole, changes)
 
 
-def _join(base: Any, change: Any) -> Any:
+def join(base: Any, change: Any) -> Any:
+    """The base with the change joined in key by key; lists and values replace one another."""
     if isinstance(base, Mapping) and isinstance(change, Mapping):
-        return {**base, **{name: _join(base.get(name), value) for name, value in change.items()}}
+        return {**base, **{name: join(base.get(name), value) for name, value in change.items()}}
     return change
 
 
