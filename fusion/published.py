@@ -1,7 +1,7 @@
 """The accuracies that papers and checkpoint collections report, in this project's names: config/published/*.csv."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -54,4 +54,13 @@ def read_published(backbones: Iterable[str], folder: Path = FOLDER) -> list[dict
                     raise ValueError(f"{path} line {number}: {what}") from error
                 if row.backbone in wanted:
                     found.append(row.model_dump())
+    return found
+
+
+def zero_shot(rows: Iterable[Mapping[str, Any]], backbone: str) -> dict[str, list[float]]:
+    """The published accuracies of a pre-trained model by task."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["backbone"], row["method"]) == (backbone, "pretrained") and row["task"]:
+            found.setdefault(row["task"], []).append(row["value"])
     return found

@@ -19,11 +19,13 @@ from fusion.job import Job, run
 EXACT = precision() is torch.float32  # in bfloat16, padding and the size of a batch change the last digits
 
 
-def evaluated(world: World, folder: Path, mode: str, task: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores and predictions of the model of a task, or of the pre-trained one."""
+def evaluated(
+    world: World, folder: Path, mode: str, task: str | None, zero_shot: dict[str, list[float]] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and predictions of the model of a task, or of the pre-trained one, of which zero_shot was published."""
     output = {"scores": folder / "scores.parquet", "predictions": folder / "predictions.parquet"}
     settings = {"domain": "text", "method": "individual" if task else "pretrained", "method_class": "reference"}
-    settings |= {"corruption": "", "evaluate": {"batch_size": 7, "examples": 20}}
+    settings |= {"corruption": "", "evaluate": {"batch_size": 7, "examples": 20}, "zero_shot": zero_shot or {}}
     job = world.suite_job("fusion.stages.evaluate:evaluate", output, mode, **settings)
     inputs = {name: value for name, value in job.input.items() if name in ("model", "data", "heads")}
     wildcards = {"backbone": "tiny", "suite": "tiny"}
@@ -121,3 +123,16 @@ def test_wilson_intervals_have_their_published_values() -> None:
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_a_pretrained_model_far_from_all_published_accuracies_is_reported_at_once(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, _ = evaluated(world, tmp_path, "full", None)
+    accuracy = scores[(scores["metric"] == "accuracy")].set_index("task")["value"].to_dict()
+    near, far = TASKS[0], TASKS[1]
+    published = {near: [accuracy[near] + 0.2, accuracy[near] - 0.02], far: [accuracy[far] + 0.05]}
+    capsys.readouterr()
+    evaluated(world, tmp_path, "full", None, published)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert f"{100 * accuracy[far]:.1f} % zero-shot on {far}, published {100 * accuracy[far] + 5:.1f} %" in line

@@ -11,7 +11,7 @@ from example_scores import add_model, first, tables_job
 
 from fusion.job import Job
 from fusion.plan import ROWS
-from fusion.published import read_published
+from fusion.published import read_published, zero_shot
 from fusion.stages.report import make_report
 from fusion.stages.tables import TABLES, make_tables
 from fusion.tables.published import COLUMNS
@@ -123,6 +123,13 @@ def test_a_file_that_is_not_such_a_table_is_an_error_that_says_where(text: str, 
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ValueError, match=error):
         read_published(["b"], tmp_path)
+
+
+def test_zero_shot_accuracies_are_those_of_the_pretrained_model() -> None:
+    row = {"backbone": "b", "method": "pretrained", "task": "food"}
+    rows = [row | {"value": 0.6}, row | {"value": 0.7}, row | {"method": "ties", "value": 0.8}]
+    rows += [row | {"task": "", "value": 0.9}, row | {"backbone": "c", "value": 0.5}]
+    assert zero_shot(rows, "b") == {"food": [0.6, 0.7]}
 
 
 def test_numbers_of_other_backbones_are_left_out(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_scores_say_which_tasks_a_model_was_not_merged_from(world: World, tmp_pa
         "method": "pretrained",
         "method_class": "reference",
         "corruption": "",
+        "zero_shot": {},
         "unseen": TASKS[-1:],
     }
     settings["evaluate"] = {"batch_size": 8, "examples": 10}

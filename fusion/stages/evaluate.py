@@ -1,7 +1,7 @@
 """Scoring one model on every task of a suite, example by example."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fusion.artifacts import digest, new_file, read_json
 from fusion.backbones import open_backbone
 from fusion.cost import measured
 from fusion.device import on_device
-from fusion.intervals import wilson
+from fusion.intervals import TOLERANCE, wilson
 from fusion.job import Job, progress, queue_seconds
 from fusion.scoring import Predictions
 from fusion.spaces import read_weights
@@ -53,6 +53,8 @@ def evaluate(job: Job) -> None:
     _write(job, scores, examples)
     own = [s["value"] for s in scores if s["metric"] == "accuracy" and s["split"] == "test"]
     progress(f"{_name(row)}: mean test accuracy {sum(own) / len(own):.3f}")
+    for line in _far_from_published(scores, job.params["settings"]["zero_shot"]):
+        progress(line)
 
 
 def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[dict[str, Any]], list[pd.DataFrame]]:
@@ -72,6 +74,21 @@ def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[di
             scores += [row | where | one for one in _measured(part, found)]
             examples.append(_examples(row, split, part, found))
     return scores, examples
+
+
+def _far_from_published(scores: list[dict[str, Any]], published: Mapping[str, Sequence[float]]) -> Iterator[str]:
+    """A warning for every task on which all published accuracies of the pre-trained model are far away.
+
+    The wrong class order, prompts or normalization show here first, before anything is fine-tuned.
+    """
+    for row in scores:
+        known = published.get(row["task"], ()) if row["metric"] == "accuracy" else ()
+        if known and min(abs(row["value"] - value) for value in known) > TOLERANCE:
+            said = ", ".join(f"{100 * value:.1f}" for value in known)
+            yield (
+                f"WARNING: {100 * row['value']:.1f} % zero-shot on {row['task']}, published {said} %; check its class "
+                "names, their order, the prompts and the normalization before fine-tuning on it"
+            )
 
 
 def _weights(pretrained: Path, folder: Path | None) -> Callable[[str], dict[str, Tensor]]:

@@ -6,13 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from fusion.intervals import difference_z
+from fusion.intervals import TOLERANCE, difference_z
 from fusion.tables.labels import in_space, label, percent, points
 from fusion.tables.score_rows import by_place, clean, measured, of_suite
 
 Row = dict[Any, Any]
 MODEL = ["mode", "space", "method"]
-TOLERANCE = 0.03  # between a published zero-shot accuracy and that of another library's preprocessing
 IMPLAUSIBLE_Z = 3.0  # test above val by this many standard errors: by chance once in 700 models
 
 

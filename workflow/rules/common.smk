@@ -4,13 +4,14 @@ from fusion.artifacts import digest, require_writable, sha256
 from fusion.plan import read
 from fusion.pipelines import parts
 from fusion.provenance import PACKAGE, code_hash
-from fusion.published import read_published
+from fusion.published import read_published, zero_shot
 
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
 require_writable(RUN)
 PUBLISHED = read_published(PLAN.config.backbones)
+ZERO_SHOT = {name: zero_shot(PUBLISHED, name) for name in PLAN.config.backbones}
 ADAPTERS = [mode for mode in PLAN.config.modes if PLAN.rows.modes[mode].adapter]
 
 TAKEN = [PLAN.rows.checkpoints[name] for name in PLAN.config.checkpoints]  # models that are not fine-tuned here
@@ -228,16 +229,17 @@ def evaluation(method, method_class):
     """A function of the wildcards: the settings of scoring a model on a suite."""
 
     def settings(wildcards):
-        name = method or wildcards.method
+        name, condition = method or wildcards.method, PLAN.rows.suites[wildcards.suite].condition
         return {
             "backbone": backbone(wildcards.backbone),
             "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
             "tasks": tested(wildcards),
             "unseen": PLAN.rows.suites[wildcards.suite].unseen,
-            "corruption": PLAN.rows.suites[wildcards.suite].condition,
+            "corruption": condition,
             "method": name,
             "method_class": method_class or PLAN.method_class(name),
             "evaluate": PLAN.config.evaluate.model_dump(),
+            "zero_shot": ZERO_SHOT.get(wildcards.backbone, {}) if name == "pretrained" and not condition else {},
         }
 
     return settings

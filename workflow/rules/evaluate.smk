@@ -10,6 +10,7 @@ rule evaluate_pretrained:
         f"{RUN}/logs/scores/{{backbone}}/pretrained/{{suite}}.log",
     benchmark:
         f"{RUN}/benchmarks/scores/{{backbone}}/pretrained/{{suite}}.tsv"
+    priority: 40  # before fine-tuning: where a task is read wrongly, it shows here first
     conda:
         "../envs/stage.yml"
     resources:
@@ -37,6 +38,7 @@ use rule evaluate_pretrained as evaluate_individual with:
         f"{RUN}/logs/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.tsv"
+    priority: 0
     params:
         stage="fusion.stages.evaluate:evaluate",
         code=code_hash("fusion.stages.evaluate"),
@@ -56,6 +58,7 @@ use rule evaluate_pretrained as evaluate_multitask with:
         f"{RUN}/logs/scores/{{backbone}}/{{mode}}/multitask/{{suite}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/scores/{{backbone}}/{{mode}}/multitask/{{suite}}/seed{{seed}}.tsv"
+    priority: 0
     params:
         stage="fusion.stages.evaluate:evaluate",
         code=code_hash("fusion.stages.evaluate"),
@@ -75,6 +78,7 @@ use rule evaluate_pretrained as evaluate_fused with:
         f"{RUN}/logs/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.log",
     benchmark:
         f"{RUN}/benchmarks/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.tsv"
+    priority: 0
     params:
         stage="fusion.stages.evaluate:evaluate",
         code=code_hash("fusion.stages.evaluate"),
