@@ -55,6 +55,11 @@ def sandbox(tmp_path: Path) -> Sandbox:
     return Sandbox(tmp_path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Fast tests first; of several processes, one has those of a SLURM, which wait much, and one each slow module."""
+    for item in items:
+        if hasattr(item.module, "SLURM"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+        elif item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, not hasattr(item.module, "SLURM")))
