@@ -89,7 +89,7 @@ def pickled(protocol: int) -> Any:
 @pytest.mark.parametrize("shape", [(4, 2, 3), (2, 2, 2, 3)], ids=["grey", "colour"])
 def test_arrays_of_pictures_and_classes_are_read(tmp_path: Path, write: Any, shape: tuple[int, ...]) -> None:
     pictures = GREY.reshape(shape)
-    (tmp_path / "a-data.gz").write_bytes(gzip.compress(write(pictures)))
+    (tmp_path / "a-data.gz").write_bytes(gzip.compress(write(pictures), mtime=0))
     (tmp_path / "a-label.gz").write_bytes(write(np.array([1, 0, 1, 1][: len(pictures)], np.uint8)))
     frame = read(row(tmp_path, {"all": "a-{}.gz"}, ARRAYS), {})["all"]
     assert frame["label"].tolist() == [1, 0, 1, 1][: len(pictures)]
@@ -112,7 +112,7 @@ class Evil:
         (pickle.dumps(np.zeros((2, 2)))[:40], "holds no pickled numpy array"),
         (idx(GREY)[:-1], r"is cut short: 23 bytes of an array \(4, 2, 3\)"),
         (idx(GREY)[:9], "is cut short: 9 bytes, and an array of rank 3 has a longer header"),
-        (gzip.compress(idx(GREY))[:-9], "a gzip file is cut short or damaged"),
+        (gzip.compress(idx(GREY), mtime=0)[:-9], "a gzip file is cut short or damaged"),
         (b"something else", "neither an IDX file of bytes nor a pickled array"),
         (pickle.dumps(np.zeros((4, 2, 3))), "got pictures of float64"),
         (idx(GREY[:3]), r"3 pictures and classes of shape \(4,\)"),
