@@ -9,6 +9,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,6 +205,22 @@ def test_the_commit_of_the_hub_that_was_read_is_recorded_and_named_for_pinning(
     assert pinned.info["source"]["commit"] == pinned.info["source"]["revision"] == "c" * 40
     assert pinned.info["fingerprint"] == data.info["fingerprint"]
     assert "revision" not in capsys.readouterr().out
+
+
+def test_a_snapshot_in_the_hubs_cache_is_read_offline_with_its_commit(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(offline / "hub"))
+    hub.data_set(offline, "me/pets", 2, {"train": 3, "test": 1})
+    frames = read(hub_row(Path("me/pets")), {})
+    assert {name: sorted(frame["label"]) for name, frame in frames.items()} == {
+        "train": [0, 0, 0, 1, 1, 1],
+        "test": [0, 1],
+    }
+    (snapshot,) = (offline / "hub").glob("datasets--me--pets/snapshots/*")
+    assert frames["train"].attrs["commit"] == snapshot.name
+    with pytest.raises(ValueError, match=r"cannot load the data set me/cars \(train\): .*HF_HOME"):
+        read(hub_row(Path("me/cars")), {})
 
 
 def test_another_commit_than_the_pinned_one_is_an_error(offline: Path) -> None:

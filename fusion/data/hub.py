@@ -40,7 +40,7 @@ def _load(path: str, config: str | None, revision: str | None, split: str) -> tu
 
     try:
         data: Any = load_dataset(path, config, split=split, revision=revision)
-    except Exception:
+    except ConnectionError:  # any other error is of the data set, and would be no better in the cache
         folder = _snapshot(path, revision)
         if folder is None:
             raise
