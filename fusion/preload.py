@@ -1,6 +1,7 @@
 """What the stages need imported: read once by warm workers, so that no job waits for it."""
 
 # ruff: noqa: F401
+import numba
 import transformers.models.bert.modeling_bert
 
 import fusion.stages.analyse

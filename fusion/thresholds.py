@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusion.compiled import compiled
+
 if TYPE_CHECKING:
     from fusion.vectors import Layer, TaskVectors
 
@@ -32,6 +34,7 @@ def kept(density: float, count: int) -> int:
 
 
 STRIDE = 251  # of the sample; prime, or it would be of a few columns of each matrix
+BLOCK = 1024  # coordinates
 MOST = 1 / 16  # of the coordinates gathered in brackets: more are few values repeated, which are counted instead
 Counts = list[tuple[Any, np.ndarray]]  # per task: keys, and how often each occurs
 
@@ -58,12 +61,33 @@ def _bracketed(taus: TaskVectors, keep: int) -> Tensor | None:
 
 def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, np.ndarray]:
     """How many coordinates of one run are above the bracket, and the values within it."""
-    values = _magnitudes(tau)
-    is_above = values > high  # numpy compares and selects ten times faster here than torch
-    larger = int(np.count_nonzero(is_above))
+    larger, values = _count(tau.to(torch.float32).cpu().numpy(), low, high)
     if low == high:  # one value, which may be that of most coordinates: as many, without the memory
-        return larger, np.broadcast_to(low, int(np.count_nonzero(values == low)))
-    return larger, values[np.flatnonzero((values >= low) ^ is_above)]  # few: twice as fast as by the mask
+        return larger, np.broadcast_to(low, len(values))
+    return larger, values
+
+
+@compiled
+def _count(tau: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, np.ndarray]:
+    """`_beside` of (c,) float32, one block after the other in the core's own cache."""
+    larger, gathered = 0, 0
+    found = np.empty(len(tau), np.float32)
+    is_within = np.zeros(BLOCK, np.uint8)
+    eights = is_within.view(np.uint64)  # most of which are zero
+    for start in range(0, len(tau), BLOCK):
+        values = tau[start : start + BLOCK]
+        is_within[len(values) :] = 0
+        for i in range(len(values)):
+            is_within[i] = np.uint8(abs(values[i]) >= low) ^ np.uint8(abs(values[i]) > high)
+        for i in range(len(values)):  # a loop of its own, or none of the two is made of vector instructions
+            larger += int(abs(values[i]) > high)
+        for eight in range(len(eights)):
+            if eights[eight]:
+                for i in range(8 * eight, 8 * eight + 8):
+                    if is_within[i]:
+                        found[gathered] = abs(values[i])
+                        gathered += 1
+    return larger, found[:gathered].copy()
 
 
 def _magnitudes(tau: Tensor) -> np.ndarray:

@@ -23,6 +23,11 @@ ORDER_OF_TASKS: dict[str, str] = {
 }
 # The order of layers matters by definition.
 ORDER_OF_LAYERS: dict[str, str] = {}
+# The same numbers in another dtype are other bytes, of which the draws are made.
+CONTENT: dict[str, str] = {
+    "dare": "draws are seeded with the bytes of the task vector",
+    "della": "draws are seeded with the bytes of the task vector",
+}
 # How many models (at least, at most) an algorithm merges, where that is not one or more.
 TASKS: dict[str, tuple[int, int]] = {
     "slerp": (2, 2),

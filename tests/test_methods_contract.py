@@ -9,7 +9,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import NEUTRAL, NOT_A_FACTOR, NOT_NEUTRAL, ORDER_OF_LAYERS, ORDER_OF_TASKS, TASKS
+from laws import CONTENT, NEUTRAL, NOT_A_FACTOR, NOT_NEUTRAL, ORDER_OF_LAYERS, ORDER_OF_TASKS, TASKS
 from tiny_vectors import Model, copy, label, merge, model, random_models, runnable, tensors, variants
 from torch import Tensor
 from torch.testing import assert_close
@@ -172,6 +172,20 @@ def test_dtype_and_shapes_are_those_of_the_pretrained_model(algorithm, hyper, dt
     merged = models(merge(algorithm, TaskVectors(pretrained, finetuned), **hyper))[0]
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in merged.items()}
     assert found == {name: (tensor.dtype, tensor.shape) for name, tensor in pretrained.items()}
+
+
+@obeying(CONTENT)
+@on_any_shapes
+@given(shapes=shapes, count=counts, seed=seeds)
+def test_float64_models_merge_as_float32_ones_do(algorithm, hyper, shapes, count, seed) -> None:
+    random, others = random_models(shapes, tasks(algorithm, count), seed)
+    exact = [{name: (64 * x).round() / 64 for name, x in model.items()} for model in (random, *others)]
+    wide = [{name: x.double() for name, x in model.items()} for model in exact]
+    expected, found = (
+        tensors(merge(algorithm, TaskVectors(pretrained, finetuned), **hyper))
+        for pretrained, *finetuned in (exact, wide)
+    )
+    assert_close({name: x.float() for name, x in found.items()}, expected, rtol=1e-4, atol=1e-5)
 
 
 @each_variant

@@ -12,7 +12,7 @@ from tiny_vectors import merge, model, random_models, vectors
 from torch import Tensor
 from torch.testing import assert_close
 
-from fusion.methods.ties import elect, layer_thresholds, trim
+from fusion.methods.ties import agreeing, elect, layer_thresholds, trim
 from fusion.vectors import TaskVectors
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.0, 2.0, 1.0, 6.0]]
@@ -102,7 +102,18 @@ def test_ties_agrees_with_peft_on_one_flat_tensor(size: int, density: float, see
 
 
 def test_elect_counts_only_the_tasks_that_agree() -> None:
-    assert elect(torch.tensor([[3.0, 0.0], [1.0, 0.0], [-1.0, -2.0]]), "mean").tolist() == [2.0, -2.0]
+    taus = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-1.0, -2.0]])
+    assert elect(taus, torch.zeros(3), "mean").tolist() == [2.0, -2.0]
+    assert elect(taus, torch.tensor([0.5, 2.0, torch.inf]), "mean").tolist() == [3.0, 0.0]
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_elect_adds_the_parts_that_agree_in_tensors_of_many_blocks(dtype: torch.dtype, aggregation: str) -> None:
+    taus = torch.randn(5, 3, 1777, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    thresholds = layer_thresholds(taus, 0.3).float()
+    expected = agreeing(trim(taus, thresholds), aggregation).sum(0)
+    assert_close(elect(taus, thresholds, aggregation), expected)
 
 
 def test_tsv_m_joins_the_leading_directions_of_every_task() -> None:

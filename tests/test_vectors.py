@@ -83,7 +83,7 @@ def test_kept_is_the_floor_of_density_times_count(density: float, count: int, ex
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    sizes=st.lists(st.integers(1, 40) | st.integers(1000, 3000), min_size=1, max_size=3),
     density=st.floats(0.005, 1.0),
     seed=st.integers(0, 999),
     repeated=st.booleans(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fusion.methods._spectrum import single_threaded
-from fusion.methods.ties import elect, layer_thresholds, trim
+from fusion.methods.ties import elect, layer_thresholds
 from fusion.vectors import Layer, Merged, TaskVectors
 
 ROUNDING = 1e-6  # of the largest coordinate
@@ -53,8 +53,8 @@ def merge_aligned(
         found = _without_rounding(aligned.coordinates)
         if inner == "task_arithmetic":
             return aligned.back(found.sum(0))
-        trimmed = trim(found, layer_thresholds(found, density) if limits is None else limits)
-        return aligned.back(elect(trimmed, aggregation))
+        thresholds = layer_thresholds(found, density) if limits is None else limits
+        return aligned.back(elect(found, thresholds, aggregation))
 
     return taus.map(update, scaling=scaling)
 

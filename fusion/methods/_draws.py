@@ -1,4 +1,4 @@
-"""Random bits for the coordinates of task vectors, the same however and in which order these are read."""
+"""Random numbers for the coordinates of task vectors, the same however and in which order these are read."""
 
 import zlib
 
@@ -16,18 +16,19 @@ def new_seed(rng: Generator) -> int:
     return int(torch.randint(1 << 62, (), generator=rng))
 
 
-def survives(seed: int, layer: Layer, tau: Tensor, counts: Tensor | int) -> Tensor:
-    """1 with probability counts / 2¹⁶, else 0, independently for every coordinate: tau (*shape) -> (*shape).
+def draw(seed: int, layer: Layer, tau: Tensor) -> np.ndarray:
+    """Uniform whole numbers from −2¹⁵ to 2¹⁵ − 1, independent for every coordinate of one task vector: (*shape) int16.
+
+    The smallest n of these LEVELS, those below n − LEVELS / 2, have the probability n / LEVELS.
 
     The stream is seeded with the layer's name, the run's place and the content of τ_t, so that neither the order
     of layers nor that of tasks matters; two tasks with the same τ_t get the same draws. SFC64 takes a fifth of
-    the time of torch's Bernoulli, and comparing in place half that of a mask.
+    the time of torch's Bernoulli.
     """
     content = int(np.add.reduce(_words(tau))) % (1 << 64)
     stream = np.random.SFC64([seed, zlib.crc32(layer.name.encode()), layer.start, content])
     words = stream.random_raw(-(-tau.numel() // 4))
-    bits = torch.from_numpy(words.view(np.int16)[: tau.numel()]).reshape(tau.shape)
-    return bits.to(tau).lt_(counts - LEVELS // 2)
+    return words.view(np.int16)[: tau.numel()].reshape(tau.shape)
 
 
 def _words(tau: Tensor) -> np.ndarray:

@@ -7,11 +7,16 @@ Departure: 1 − p, the density, is rounded to a multiple of 2⁻¹⁶ (but not 
 was really used, so that the mean of τ̂_t is τ_t.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from fusion.compiled import compiled
 from fusion.hyperparameters import Density
-from fusion.methods._draws import LEVELS, new_seed, survives
+from fusion.methods._draws import LEVELS, draw, new_seed
 from fusion.vectors import Layer, TaskVectors
 
 
@@ -20,9 +25,17 @@ def dare(taus: TaskVectors, *, rng: Generator, density: Density = 0.1) -> TaskVe
     seed, count = new_seed(rng), max(1, round(density * LEVELS))
 
     def drop(run: Layer) -> Tensor:
-        found = torch.empty_like(run.taus)
+        found = torch.empty(run.taus.shape, dtype=run.taus.dtype)
         for tau, out in zip(run.taus, found, strict=True):
-            torch.mul(survives(seed, run, tau, count), tau, out=out).div_(count / LEVELS)
-        return found
+            _drop(tau.cpu().numpy(), draw(seed, run, tau), count - LEVELS // 2, count / LEVELS, out.numpy())
+        return found.to(run.taus.device)
 
     return taus if count == LEVELS else taus.transform(drop, coordinatewise=True)
+
+
+@compiled
+def _drop(tau: NDArray[Any], draws: NDArray[np.int16], limit: int, density: float, dropped: NDArray[Any]) -> None:
+    """τ̂_t of one run: all (c,)."""
+    zero, kept = tau.dtype.type(0), tau.dtype.type(density)
+    for i in range(len(tau)):
+        dropped[i] = tau[i] / kept if draws[i] < limit else zero

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Density, Fraction
-from fusion.methods._draws import LEVELS, new_seed, survives
+from fusion.methods._draws import LEVELS, draw, new_seed
 from fusion.vectors import Layer, TaskVectors
 
 
@@ -43,7 +43,8 @@ def della(
         found = torch.empty_like(layer.taus)
         for tau, out in zip(layer.taus, found, strict=True):
             counts = (keep_probabilities(tau, density, epsilon, scope) * LEVELS).round_().clamp_(min=1)
-            torch.mul(survives(seed, layer, tau, counts), tau, out=out).div_(counts / LEVELS)
+            survives = torch.from_numpy(draw(seed, layer, tau)).to(tau).lt_(counts - LEVELS // 2)
+            torch.mul(survives, tau, out=out).div_(counts / LEVELS)
         return found
 
     return taus.transform(drop)

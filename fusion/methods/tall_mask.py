@@ -48,7 +48,7 @@ def mask_parameters(taus: TaskVectors) -> int:
 
 def multi_task_vector(taus: Tensor) -> Tensor:
     """τ_MTL = Σ_t τ_t: (T, *shape) -> (*shape), float64: in float32 the masks would depend on the order of tasks."""
-    total = taus[0].double()
+    total = taus[0].to(torch.float64, copy=True)
     for tau in taus[1:]:
         total += tau
     return total
@@ -57,4 +57,4 @@ def multi_task_vector(taus: Tensor) -> Tensor:
 def wanted(tau: Tensor, total: Tensor, threshold: float) -> Tensor:
     """m_t of one task, 0 or 1: tau (*shape), total (*shape) float64 -> (*shape) float64."""
     rest = torch.sub(total, tau).abs_().mul_(threshold)
-    return tau.double().abs_().ge_(rest)
+    return tau.abs().double().ge_(rest)
