@@ -36,10 +36,11 @@ class WeightsSource(Row):
         return self.archive is not None or self.folder is None or Path(self.folder).is_dir()
 
     def paths(self) -> list[str]:
-        """The local files of the model, without subfolders and hidden files; none of other sources."""
+        """The local files of the model and of a text tower in its subfolder `text`, no hidden ones; none of other
+        sources."""
         if self.archive is not None or self.folder is None:
             return []
-        files = (path for path in Path(self.folder).iterdir() if path.is_file())
+        files = (path for pattern in ("*", "text/*") for path in Path(self.folder).glob(pattern) if path.is_file())
         return sorted(str(path) for path in files if not path.name.startswith("."))
 
 

