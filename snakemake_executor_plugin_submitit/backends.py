@@ -29,6 +29,14 @@ class Backend(Protocol):
     longest_poll: float  # seconds
     bundles: bool  # whether jobs that are short share one process
 
+    def room(self, gpus: int) -> bool:
+        """Whether a job that asks for so many GPUs can be submitted now; ValueError if it never can."""
+        ...
+
+    def take_up(self, identifier: str) -> None:
+        """A job that a process before this one submitted is this one's now."""
+        ...
+
     def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
         """The id of one job, or of the array of several; ValueError in the scheduler's own words if it refuses."""
         ...
@@ -59,6 +67,13 @@ class Slurm:
         self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
         self._stopped = Event()
         self.largest_array = slurm.largest_array()
+
+    def room(self, gpus: int) -> bool:
+        """Always: SLURM lets jobs wait."""
+        return True
+
+    def take_up(self, identifier: str) -> None:
+        """Nothing: SLURM knows its jobs."""
 
     def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
         """Waits while SLURM cannot be reached; what an attempt that failed did submit is cancelled before the next."""
