@@ -15,13 +15,13 @@ from PIL import Image as PIL
 from safetensors.torch import save_file
 
 
-def snapshot(home: Path, kind: str, name: str, files: Mapping[str, bytes]) -> Path:
+def snapshot(home: Path, kind: str, name: str, files: Mapping[str, bytes], revision: str | None = None) -> Path:
     """Writes a repository (`models` or `datasets`) to the cache below `home`: refs, blobs, and a snapshot of links.
 
     Returns the snapshot's folder.
     """
     root = home / "hub" / f"{kind}--{name.replace('/', '--')}"
-    revision = hashlib.sha1(name.encode()).hexdigest()
+    revision = revision or hashlib.sha1(name.encode()).hexdigest()
     for folder in ("refs", "blobs", f"snapshots/{revision}"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "refs/main").write_text(revision)
@@ -48,20 +48,21 @@ def open_clip_model(home: Path, architecture: str) -> None:
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / "open_clip_model.safetensors")
 
 
-def data_set(home: Path, name: str, classes: int, splits: Mapping[str, int], config: str | None = None) -> None:
-    """Writes a data set of noise, so many pictures a class and split, to the cache, in parquet files as on the hub."""
+def data_set(home: Path, source: Mapping[str, Any], classes: int, splits: Mapping[str, int]) -> None:
+    """Writes the data set of a task's source to the cache: noise in parquet files, so many pictures of a class."""
     rng = np.random.default_rng(0)
-    features, files = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(classes)])}), {}
+    image, label = (source["format"].get(column, column) for column in ("image", "label"))
+    features, files = Features({image: Image(), label: ClassLabel(names=[str(i) for i in range(classes)])}), {}
     for split, each in splits.items():
-        labels = [label for label in range(classes) for _ in range(each)]
+        labels = [number for number in range(classes) for _ in range(each)]
         images = [{"bytes": _png(rng), "path": None} for _ in labels]
         table = io.BytesIO()
-        Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(table)
+        Dataset.from_dict({image: images, label: labels}, features=features).to_parquet(table)
         files[f"data/{split}-00000-of-00001.parquet"] = table.getvalue()
     paths = [{"split": split, "path": f"data/{split}-*"} for split in splits]
-    described = json.dumps([{"config_name": config or "default", "data_files": paths}])
+    described = json.dumps([{"config_name": source.get("config") or "default", "data_files": paths}])
     files["README.md"] = f"---\nconfigs: {described}\n---\n".encode()
-    snapshot(home, "datasets", name, files)
+    snapshot(home, "datasets", source["hub"], files, source.get("revision"))
 
 
 def _png(rng: np.random.Generator) -> bytes:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import re
 import shutil
 import struct
 import tracemalloc
@@ -207,20 +208,28 @@ def test_the_commit_of_the_hub_that_was_read_is_recorded_and_named_for_pinning(
     assert "revision" not in capsys.readouterr().out
 
 
-def test_a_snapshot_in_the_hubs_cache_is_read_offline_with_its_commit(
+def test_a_snapshot_in_the_hubs_cache_is_read_offline_at_the_pinned_commit(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(offline / "hub"))
-    hub.data_set(offline, "me/pets", 2, {"train": 3, "test": 1})
-    frames = read(hub_row(Path("me/pets")), {})
-    assert {name: sorted(frame["label"]) for name, frame in frames.items()} == {
-        "train": [0, 0, 0, 1, 1, 1],
-        "test": [0, 1],
-    }
-    (snapshot,) = (offline / "hub").glob("datasets--me--pets/snapshots/*")
-    assert frames["train"].attrs["commit"] == snapshot.name
+    monkeypatch.chdir(offline)  # where there is no local copy
+    shipped = yaml.safe_load((ROWS / "tasks_clip.yaml").read_text(encoding="utf-8"))["fer2013"]
+    source = shipped["sources"][-1]
+    hub.data_set(offline, source, 7, {"train": 3, "test": 1})
+    frames = read(TaskRow(**shipped), {})
+    assert sorted(frames["train"]["label"]) == [label for label in range(7) for _ in range(3)]
+    assert sorted(frames["test"]["label"]) == list(range(7))
+    assert frames["train"].attrs["commit"] == source["revision"]
     with pytest.raises(ValueError, match=r"cannot load the data set me/cars \(train\): .*HF_HOME"):
         read(hub_row(Path("me/cars")), {})
+
+
+def test_the_data_sets_of_the_hub_are_pinned() -> None:
+    shipped = yaml.safe_load((ROWS / "tasks_clip.yaml").read_text(encoding="utf-8"))
+    sources = {name: source for name, row in shipped.items() for source in row["sources"] if "hub" in source}
+    assert set(sources) == set(shipped) and len(sources) == 20
+    pinned = [name for name, source in sources.items() if re.fullmatch("[0-9a-f]{40}", source.get("revision", ""))]
+    assert set(sources) - set(pinned) == {"cifar10"}
 
 
 def test_another_commit_than_the_pinned_one_is_an_error(offline: Path) -> None:

@@ -54,7 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in rows.values():
         for source in (one for one in row["sources"] if "hub" in one):
             splits = {split: 3 if part == "train" else 1 for part, split in source["files"].items()}
-            hub.data_set(home, source["hub"], len(row["classes"]), splits, source.get("config"))
+            hub.data_set(home, source, len(row["classes"]), splits)
     return home
 
 
