@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import write_models
 from cluster import Sandbox
 from mini_slurm import NoSlurm, Slurm
 from tiny_stages import TASKS, World, prepare
@@ -26,6 +27,12 @@ def new_world(world: World, tmp_path: Path) -> World:
     for task in TASKS:
         world.finetuned("lora", task)
     return World(Path(shutil.copytree(world.folder, tmp_path / "world")), world.plan)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models that `checkpoints.write_models` writes; tests read them."""
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
