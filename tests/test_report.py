@@ -184,8 +184,10 @@ def test_models_that_store_more_than_one_are_a_class_with_what_they_store(tmp_pa
 
 def test_the_multitask_model_stands_beside_the_other_references(tmp_path: Path) -> None:
     add_pair(tmp_path, ties=first(60, 100))
+    assert "The multi-task model" not in report_of(tmp_path)[0]
     add_model(tmp_path, "multitask", {t: first(78, 100) for t in "ab"}, finetune_seconds=200.0)
     page, text = report_of(tmp_path)
+    assert "The multi-task model, for reference, was" in page
     reference = page[page.index("Reference models, not fused") : page.index("Data-free: from")]
     assert "Multi-task" in reference and "<b>78.0</b>" in reference
     assert page.count("Multi-task") >= 3 and ">3 min 20 s<" in page  # leaderboard, heat map, costs

@@ -44,6 +44,7 @@ def page(tables: dict[str, pd.DataFrame], found: list[Finding], settings: dict[s
         run=settings["run"],
         config=yaml.safe_dump(settings["config"], sort_keys=False, allow_unicode=True),
         findings=found,
+        has_multitask=bool(tables["scores"]["method"].eq("multitask").any()),
         sections=sections(tables),
         robustness=robustness(tables["robustness"]),
         provenance=provenance(tables["scores"]),
