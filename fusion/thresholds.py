@@ -46,25 +46,28 @@ def _bracketed(taus: TaskVectors, keep: int) -> Tensor | None:
     slack = 6 * max(0.0, rank * (1 - rank / size)) ** 0.5 + 2
     places = [int(max(0, size - rank - slack)), int(min(size - 1, size - rank + slack))]
     brackets = np.partition(sample, places, axis=1)[:, places]
-    above, within = [0] * len(taus), [list[np.ndarray]() for _ in brackets]
+    above, equal, within = [0] * len(taus), [0] * len(taus), [list[np.ndarray]() for _ in brackets]
     room = len(taus) * taus.count() * MOST
     for found in taus.visit(lambda run: [_beside(tau, *pair) for tau, pair in zip(run.taus, brackets, strict=True)]):
-        for t, (larger, values) in enumerate(found):
+        for t, (larger, count, values) in enumerate(found):
             above[t] += larger
+            equal[t] += count
             within[t].append(values)
-            room -= len(values) if values.strides[0] else 0
+            room -= len(values)
         if room < 0:
             return None
-    found = [_largest(keep - n, values) for n, values in zip(above, within, strict=True)]
+    ranks = [keep - larger for larger in above]
+    found = [_largest(*each) for each in zip(ranks, equal, within, brackets, strict=True)]
     return None if None in found else torch.tensor(found, dtype=torch.float32)
 
 
-def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, np.ndarray]:
-    """How many coordinates of one run are above the bracket, and the values within it."""
+def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, int, np.ndarray]:
+    """How many coordinates of one run are above the bracket and in it, and the values there.
+
+    No values where the bracket is of one, which may be that of most coordinates.
+    """
     larger, values = _count(tau.to(torch.float32).cpu().numpy(), low, high)
-    if low == high:  # one value, which may be that of most coordinates: as many, without the memory
-        return larger, np.broadcast_to(low, len(values))
-    return larger, values
+    return larger, len(values), values[:0].copy() if low == high else values
 
 
 @compiled
@@ -95,13 +98,12 @@ def _magnitudes(tau: Tensor) -> np.ndarray:
     return tau.to(torch.float32).abs().cpu().numpy()
 
 
-def _largest(k: int, found: list[np.ndarray]) -> float | None:
-    """The k-th largest of all values; None where there are not so many."""
-    count = sum(map(len, found))
+def _largest(k: int, count: int, found: list[np.ndarray], bracket: np.ndarray) -> float | None:
+    """The k-th largest of `count` values in the bracket; None where there are not so many."""
     if not 0 < k <= count:
         return None
-    if all(values.strides[0] == 0 for values in found):
-        return float(found[0][0])
+    if bracket[0] == bracket[1]:
+        return float(bracket[0])
     return float(np.partition(np.concatenate(found), count - k)[count - k])
 
 

@@ -109,6 +109,12 @@ def test_a_sample_that_misleads_does_not_change_the_threshold(monkeypatch: pytes
     assert taus.magnitude_thresholds(0.1).item() == tau.topk(100).values[-1].item()
 
 
+def test_a_threshold_that_most_coordinates_share_need_not_be_in_the_first_layer() -> None:
+    pretrained = {"a": torch.zeros(300), "b": torch.zeros(3000)}  # one step of Adam moves all that it moves as far
+    taus = TaskVectors(pretrained, [{"a": torch.zeros(300), "b": torch.full((3000,), -0.5)}])
+    assert taus.magnitude_thresholds(0.01).item() == taus.magnitude_thresholds(0.9).item() == 0.5
+
+
 def test_thresholds_count_beyond_what_float32_can() -> None:
     size = (1 << 24) + 4099  # all magnitudes differ, so one too few would be another threshold
     tau = torch.arange(1, size + 1, dtype=torch.int32).add_(0x20000000).view(torch.float32)
