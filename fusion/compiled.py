@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from functools import cache, wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar
+
+_making = Lock()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +28,8 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*arguments: P.args, **named: P.kwargs) -> R:
-        return machine_code()(*arguments, **named)
+        with _making:  # or each thread would make its own
+            code = machine_code()
+        return code(*arguments, **named)
 
     return call

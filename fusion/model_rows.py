@@ -40,7 +40,8 @@ class WeightsSource(Row):
         sources."""
         if self.archive is not None or self.folder is None:
             return []
-        files = (path for pattern in ("*", "text/*") for path in Path(self.folder).glob(pattern) if path.is_file())
+        folder = Path(self.folder)
+        files = (path for path in (*folder.iterdir(), *folder.glob("text/*")) if path.is_file())
         return sorted(str(path) for path in files if not path.name.startswith("."))
 
 

@@ -49,10 +49,11 @@ class Suite:
         heads = [Checkpoint(path)["weight"].to(device()) for path in job.paths("heads")]
         return cls(job.params["settings"]["tasks"], [TaskData(Path(p)) for p in job.paths("data")], heads)
 
-    def only(self, task: str) -> "Suite":
-        """The suite of this one task; of none where it is not in the suite."""
-        chosen = [i for i, name in enumerate(self.tasks) if name == task]
-        return Suite([task for _ in chosen], [self.data[i] for i in chosen], [self.heads[i] for i in chosen])
+    def only(self, *tasks: str) -> "Suite":
+        """The suite of these tasks; of those alone that are in this one."""
+        chosen = [i for i, name in enumerate(self.tasks) if name in tasks]
+        names, data, heads = self.tasks, self.data, self.heads
+        return Suite([names[i] for i in chosen], [data[i] for i in chosen], [heads[i] for i in chosen])
 
     def scored(self, backbone: Backbone, split: str, limit: int | None, batch_size: int) -> Iterator[Scored]:
         """The first `limit` examples of every task's split, in batches; one task at a time."""

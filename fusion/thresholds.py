@@ -72,7 +72,8 @@ def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, int, n
 
 @compiled
 def _count(tau: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, np.ndarray]:
-    """`_beside` of (c,) float32, one block after the other in the core's own cache."""
+    """How many magnitudes of (c,) float32 are above `high`, and those from `low` to `high`; in blocks that stay in the
+    core's own cache."""
     larger, gathered = 0, 0
     found = np.empty(len(tau), np.float32)
     is_within = np.zeros(BLOCK, np.uint8)

@@ -37,6 +37,7 @@ class Executor(RemoteExecutor):
     workflow: Any
     logger: Any
     # the polling begins before __post_init__
+    _is_ready = False
     next_seconds_between_status_checks = LOOK  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
@@ -44,6 +45,7 @@ class Executor(RemoteExecutor):
         self._submissions = Submissions(self, self._settings)
         self._progress = Progress(Counter(job.rule.name for job in self.dag.needrun_jobs()))
         self._polled = 0.0
+        self._is_ready = True
 
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What a Snakemake in a job is given: it runs the job there and then."""
@@ -98,6 +100,8 @@ class Executor(RemoteExecutor):
         self, active_jobs: list[SubmittedJobInfo]
     ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Reports the jobs that are over, and yields the others."""
+        if not self._is_ready:
+            return
         jobs: list[Submitted] = [info.aux["submitted"] for info in active_jobs]  # pyright: ignore
         began = time.monotonic()
         finished = _existing(submitted.outcome for submitted in jobs)

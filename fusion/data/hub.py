@@ -40,7 +40,7 @@ def _load(path: str, config: str | None, revision: str | None, split: str) -> tu
 
     try:
         data: Any = load_dataset(path, config, split=split, revision=revision)
-    except ConnectionError:  # any other error is of the data set, and would be no better in the cache
+    except Exception:  # without a network ConnectionError, or what the HTTP client raises: it depends on what is cached
         folder = _snapshot(path, revision)
         if folder is None:
             raise

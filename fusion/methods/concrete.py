@@ -166,10 +166,10 @@ def evaluate(logits: Tensor, kind: str, temperature: float, rng: Generator) -> T
 def densities(logits: Masks) -> dict[str, Any]:
     """The expected fraction of coordinates kept, σ(x), in all and by layer."""
     expected = {name: x.detach().sigmoid() for name, x in logits.items()}
-    total = sum(mask.numel() for mask in expected.values())
+    kept = {name: mask.sum().item() for name, mask in expected.items()}
     return {
-        "density": sum(mask.sum().item() for mask in expected.values()) / total,
-        "density_by_layer": {name: mask.mean().item() for name, mask in expected.items()},
+        "density": sum(kept.values()) / max(1, sum(mask.numel() for mask in expected.values())),
+        "density_by_layer": {name: kept[name] / max(1, mask.numel()) for name, mask in expected.items()},
     }
 
 

@@ -25,10 +25,11 @@ def dare(taus: TaskVectors, *, rng: Generator, density: Density = 0.1) -> TaskVe
     seed, count = new_seed(rng), max(1, round(density * LEVELS))
 
     def drop(run: Layer) -> Tensor:
-        found = torch.empty(run.taus.shape, dtype=run.taus.dtype)
-        for tau, out in zip(run.taus, found, strict=True):
-            _drop(tau.cpu().numpy(), draw(seed, run, tau), count - LEVELS // 2, count / LEVELS, out.numpy())
-        return found.to(run.taus.device)
+        taus = run.taus.reshape(len(run.taus), -1).cpu()
+        found = torch.empty_like(taus)
+        for tau, out in zip(taus, found, strict=True):
+            _drop(tau.numpy(), draw(seed, run, tau), count - LEVELS // 2, count / LEVELS, out.numpy())
+        return found.reshape(run.taus.shape).to(run.taus.device)
 
     return taus if count == LEVELS else taus.transform(drop, coordinatewise=True)
 

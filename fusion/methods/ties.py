@@ -77,7 +77,7 @@ def trim(taus: Tensor, thresholds: Tensor) -> Tensor:
 def elect(taus: Tensor, thresholds: Tensor, aggregation: str) -> Tensor:
     """The mean or sum over the tasks that agree with the elected sign, of task vectors trimmed at their thresholds.
 
-    taus: (T, *shape); thresholds: (T,) float32; the result: (*shape).
+    taus: (T, *shape); thresholds: (T,), in whose precision magnitudes are compared; the result: (*shape).
     """
     merged = torch.empty(taus.shape[1:], dtype=taus.dtype)
     flat = taus.detach().cpu().reshape(len(taus), -1).numpy()
@@ -88,7 +88,7 @@ def elect(taus: Tensor, thresholds: Tensor, aggregation: str) -> Tensor:
 @compiled
 def _elect(taus: Array, thresholds: Array, is_mean: bool, merged: Array) -> None:
     """`elect` of (T, c) into (c,): one block of coordinates of all tasks after the other, in the core's own cache."""
-    zero, one = taus.dtype.type(0), taus.dtype.type(1)
+    zero, one, rounded = taus.dtype.type(0), taus.dtype.type(1), thresholds.dtype.type
     elected = np.empty(BLOCK, np.float64)  # Σ_t τ̂_t; in float32, 0.1 + 0.2 − 0.3 depends on the order of tasks
     total, count = np.empty(BLOCK, taus.dtype), np.empty(BLOCK, taus.dtype)
     for start in range(0, taus.shape[1], BLOCK):
@@ -97,12 +97,12 @@ def _elect(taus: Array, thresholds: Array, is_mean: bool, merged: Array) -> None
         for t in range(len(taus)):
             tau, threshold = taus[t, start : start + size], thresholds[t]
             for i in range(size):
-                elected[i] += tau[i] if abs(np.float32(tau[i])) >= threshold else zero
+                elected[i] += tau[i] if rounded(abs(tau[i])) >= threshold else zero
         for t in range(len(taus)):
             tau, threshold = taus[t, start : start + size], thresholds[t]
             for i in range(size):
                 agrees = ((tau[i] > 0) & (elected[i] > 0)) | ((tau[i] < 0) & (elected[i] < 0))
-                agrees &= abs(np.float32(tau[i])) >= threshold  # rounded as the thresholds are
+                agrees &= rounded(abs(tau[i])) >= threshold
                 total[i] += tau[i] if agrees else zero
                 count[i] += one if agrees else zero
         out = merged[start : start + size]

@@ -35,9 +35,9 @@ PREDICTIONS = {
 def evaluate(job: Job) -> None:
     """Writes one row a measurement to output `scores`, and one a test example to `predictions`.
 
-    Input `evaluated` is a fine-tuned or fused folder; without it the pre-trained model is scored. Every task is
-    scored on test, and on val the task that the model was trained on, to compare the two. A fusion that has a
-    reason for not being there gets one row that says so.
+    Input `evaluated` is a fine-tuned or fused folder; without it the pre-trained model is scored. Every task that it
+    has a model for is scored on test, and on val the task that it was trained on, to compare the two. A fusion that
+    has a reason for not being there gets one row that says so.
     """
     folder = job.optional("evaluated")
     row = _identity(job) | _facts(job, folder)
@@ -64,8 +64,8 @@ def _scored(job: Job, row: dict[str, Any], folder: Path | None) -> tuple[list[di
     weights = _weights(Path(job.input["model"]), folder)
     limit, size = settings["evaluate"]["examples"], settings["evaluate"]["batch_size"]
     scores, examples = [], []
-    for split, scored in {"test": suite, "val": suite.only(row["trained_on"])}.items():
-        for part in scored.scored(backbone, split, limit, size):
+    for split, tasks in {"test": _served(folder, suite.tasks), "val": [row["trained_on"]]}.items():
+        for part in suite.only(*tasks).scored(backbone, split, limit, size):
             found = part.predict(backbone, weights(part.task))
             seen = part.task not in settings["unseen"]
             where = {"split": split, "data_hash": part.fingerprint, "seen": seen}
@@ -89,6 +89,12 @@ def _far_from_published(scores: list[dict[str, Any]], published: Mapping[str, Se
                 f"WARNING: {100 * row['value']:.1f} % zero-shot on {row['task']}, published {said} %; check its class "
                 "names, their order, the prompts and the normalization before fine-tuning on it"
             )
+
+
+def _served(folder: Path | None, tasks: list[str]) -> list[str]:
+    """The tasks that there is a model for: a method of one model a task has none for those that it did not merge."""
+    own = [task for task in tasks if folder is not None and (folder / task).is_dir()]
+    return own or tasks
 
 
 def _weights(pretrained: Path, folder: Path | None) -> Callable[[str], dict[str, Tensor]]:
