@@ -10,6 +10,7 @@ then.
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import tempfile
@@ -123,6 +124,7 @@ def compile_loops(pipeline: str) -> None:
 def time_merge(folder: Path, pipeline: str, tasks: int, limit: float) -> dict[str, Any]:
     """Seconds and peak anonymous bytes of one merge; or 'skipped', the reason why the method does not apply."""
     compile_loops(pipeline)
+    os.sync()
     with PeakMemory() as memory:
         began = time.perf_counter()
         vectors = open_models(folder, tasks)
@@ -168,6 +170,7 @@ def timed_save(folder: Path, vectors: TaskVectors, tensors: Tensors, began: floa
 def unit(folder: Path, tasks: int) -> float:
     """Seconds in which `cat` reads the files and `cp` writes one, the pages of all being in memory."""
     files = [folder / "pretrained.safetensors", *(folder / f"{t}.safetensors" for t in range(tasks))]
+    os.sync()  # nothing that was written before is still on its way to the disk
     began = time.perf_counter()
     with open("/dev/null", "wb") as nowhere:
         subprocess.run(["cat", *files], stdout=nowhere, check=True)
