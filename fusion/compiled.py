@@ -5,6 +5,7 @@ from functools import cache, wraps
 from threading import Lock
 from typing import ParamSpec, TypeVar
 
+BLOCK = 1024  # numbers that a loop works on at a time: they stay in the core's own cache
 _making = Lock()
 
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.compiled import compiled
+from fusion.compiled import BLOCK, compiled
 
 if TYPE_CHECKING:
     from fusion.vectors import Layer, TaskVectors
@@ -34,7 +34,6 @@ def kept(density: float, count: int) -> int:
 
 
 STRIDE = 251  # of the sample; prime, or it would be of a few columns of each matrix
-BLOCK = 1024  # coordinates
 MOST = 1 / 16  # of the coordinates gathered in brackets: more are few values repeated, which are counted instead
 Counts = list[tuple[Any, np.ndarray]]  # per task: keys, and how often each occurs
 

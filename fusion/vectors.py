@@ -97,12 +97,12 @@ class TaskVectors:
             if theta0.is_floating_point():
                 yield from self.runs(name, theta0, stride)
 
-    def reduce(self, read: Callable[[Layer], Tensor]) -> Tensor:
-        """Σ over all runs of read(run), added in their order; zero where there is none."""
+    def reduce(self, read: Callable[[Layer], Tensor], *shape: int) -> Tensor:
+        """Σ over all runs of read(run), each (*shape), added in their order; zeros where there is none."""
         total = None
         for found in self.visit(read):
             total = found if total is None else total.add_(found)
-        return torch.zeros(()) if total is None else total
+        return torch.zeros(shape) if total is None else total
 
     def map(
         self,

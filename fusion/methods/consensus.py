@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Scaling
-from fusion.methods.tall_mask import multi_task_vector, per_task, wanted
+from fusion.methods.tall_mask import per_task, wanted
+from fusion.methods.ties import exact_sum
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -34,7 +35,7 @@ def consensus(
     limits = per_task(threshold, len(taus))
 
     def update(layer: Layer) -> Tensor:
-        total = multi_task_vector(layer.taus)
+        total = exact_sum(layer.taus)
         votes = torch.zeros_like(total)
         for tau, limit in zip(layer.taus, limits, strict=True):
             votes += wanted(tau, total, limit)

@@ -32,7 +32,7 @@ def emr(taus: TaskVectors, *, rng: Generator, rescaling: Literal["sum", "mean"] 
         weight = 1.0 if rescaling == "sum" else 1 / sizes[run.name]
         return weight * torch.stack([run.taus, served]).abs().sum(2, dtype=torch.float64)
 
-    own, served = taus.reduce(magnitudes).expand(2, len(taus))
+    own, served = taus.reduce(magnitudes, 2, len(taus))
     rescalers = torch.where(served > 0, own / served, 0).tolist()
 
     def update(task: int, layer: Layer) -> Tensor:

@@ -65,7 +65,7 @@ def norm_ratio(merged: Merged) -> float:
         return torch.stack([part.abs().sum(dtype=torch.float64) for part in both])
 
     if merged.coordinatewise:
-        total, found = merged.vectors.reduce(read).expand(2).tolist()
+        total, found = merged.vectors.reduce(read, 2).tolist()
     else:
         total, found = torch.stack([read(layer) for layer in merged.vectors.layers()]).sum(0).tolist()
     return total / found if found else 1.0

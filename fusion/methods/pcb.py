@@ -73,7 +73,7 @@ def softmax_scores(taus: TaskVectors) -> Score:
             found[s, t] = found[t, s] = norm.exp_().sum(dtype=torch.float64)
         return found
 
-    means = (taus.reduce(sums) / size).expand(count + 1, count).tolist()
+    means = (taus.reduce(sums, count + 1, count) / size).tolist()
 
     def score(run: Layer) -> Tensor:
         own = torch.empty_like(run.taus, dtype=torch.float32)

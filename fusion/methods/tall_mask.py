@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from fusion.methods.ties import exact_sum
 from fusion.vectors import Layer, TaskModels, TaskVectors
 
 
@@ -27,7 +28,7 @@ def tall_mask(
     limits = per_task(threshold, len(taus))
 
     def update(task: int, layer: Layer) -> Tensor:
-        total = multi_task_vector(layer.taus)
+        total = exact_sum(layer.taus)
         return wanted(layer.taus[task], total, limits[task]).mul_(total).to(layer.taus.dtype)
 
     return TaskModels(taus, update, taus.count() + len(taus) * mask_parameters(taus), coordinatewise=True)
@@ -44,14 +45,6 @@ def per_task(threshold: float | list[float], count: int) -> list[float]:
 def mask_parameters(taus: TaskVectors) -> int:
     """What one mask stores, in float32 numbers."""
     return -(-taus.count() // 32)
-
-
-def multi_task_vector(taus: Tensor) -> Tensor:
-    """τ_MTL = Σ_t τ_t: (T, *shape) -> (*shape), float64: in float32 the masks would depend on the order of tasks."""
-    total = taus[0].to(torch.float64, copy=True)
-    for tau in taus[1:]:
-        total += tau
-    return total
 
 
 def wanted(tau: Tensor, total: Tensor, threshold: float) -> Tensor:

@@ -14,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from fusion.compiled import compiled
+from fusion.compiled import BLOCK, compiled
 from fusion.hyperparameters import Density, Scaling
 from fusion.thresholds import kept
 from fusion.vectors import Layer, Merged, TaskVectors
 
 Array = NDArray[Any]
-BLOCK = 1024  # coordinates
 
 
 def ties(
@@ -89,7 +88,7 @@ def elect(taus: Tensor, thresholds: Tensor, aggregation: str) -> Tensor:
 def _elect(taus: Array, thresholds: Array, is_mean: bool, merged: Array) -> None:
     """`elect` of (T, c) into (c,): one block of coordinates of all tasks after the other, in the core's own cache."""
     zero, one, rounded = taus.dtype.type(0), taus.dtype.type(1), thresholds.dtype.type
-    elected = np.empty(BLOCK, np.float64)  # Σ_t τ̂_t; in float32, 0.1 + 0.2 − 0.3 depends on the order of tasks
+    elected = np.empty(BLOCK, np.float64)  # Σ_t τ̂_t, as in `exact_sum`
     total, count = np.empty(BLOCK, taus.dtype), np.empty(BLOCK, taus.dtype)
     for start in range(0, taus.shape[1], BLOCK):
         size = min(BLOCK, taus.shape[1] - start)
@@ -112,10 +111,15 @@ def _elect(taus: Array, thresholds: Array, is_mean: bool, merged: Array) -> None
 
 def elected_sign(taus: Tensor) -> Tensor:
     """γ = sgn Σ_t τ_t: (T, *shape) -> (*shape)."""
+    return exact_sum(taus).sign_().to(taus.dtype)
+
+
+def exact_sum(taus: Tensor) -> Tensor:
+    """Σ_t τ_t in float64, where 0.1 + 0.2 − 0.3 does not depend on the order of tasks: (T, *shape) -> (*shape)."""
     total = taus[0].to(torch.float64, copy=True)
     for tau in taus[1:]:
         total += tau
-    return total.sign_().to(taus.dtype)
+    return total
 
 
 def agreeing(trimmed: Tensor, aggregation: str) -> Tensor:
