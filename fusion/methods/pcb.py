@@ -111,18 +111,16 @@ def products(run: Layer, top: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 def bounds(taus: TaskVectors, top: Tensor) -> tuple[Tensor, Tensor]:
     """The least value of every product u_st, and how far the largest is above it (1 where it is constant): (T, T)."""
-    found = [torch.full((len(taus), len(taus), 2), -torch.inf)]  # −min and max of every run
+    nothing = torch.full((len(taus), len(taus), 2), -torch.inf)  # −min and max of no product
 
     def look(run: Layer) -> Tensor:
-        ends = torch.full((len(taus), len(taus), 2), -torch.inf)
+        ends = nothing.clone()
         for s, t, product in products(run, top):
             low, high = product.aminmax()
             ends[s, t] = ends[t, s] = torch.stack([-low, high])
-        found.append(ends)
-        return torch.zeros(())
+        return ends
 
-    taus.reduce(look)
-    low, high = torch.stack(found).amax(0).unbind(2)
+    low, high = torch.stack([nothing, *taus.visit(look)]).amax(0).unbind(2)
     return -low, positive(high + low)
 
 
