@@ -159,12 +159,15 @@ def timed_save(folder: Path, vectors: TaskVectors, tensors: Tensors, began: floa
             if now - began > limit and SHARE * total < done < total:
                 raise TimeoutError
 
+    out = folder / "merged.safetensors"
     try:
-        save(folder / "merged.safetensors", layout, until_limit())
+        save(out, layout, until_limit())
     except TimeoutError:
         (first, start), (last, now) = passed[1], passed[-1]  # what comes before the first tensor is not repeated
         return {"seconds": now - began + (now - start) * (total - last) / (last - first), "estimated": True}
-    return {"seconds": time.perf_counter() - began, "estimated": False}
+    seconds = time.perf_counter() - began
+    out.unlink()  # the next one is written anew, as the copy of `unit` is: freeing a file's pages takes time too
+    return {"seconds": seconds, "estimated": False}
 
 
 def unit(folder: Path, tasks: int) -> float:

@@ -128,7 +128,7 @@ class Merged:
         layer = read()
         factor = 1.0 if self.scaling is None else self.scaling
         place = merged.view(-1)[layer.start : layer.start + layer.pretrained.numel()]
-        place.copy_(torch.add(layer.pretrained, self.update(layer), alpha=factor).reshape(-1))
+        torch.add(layer.pretrained, self.update(layer), alpha=factor, out=place.view(layer.pretrained.shape))
         if not is_finite(place):
             raise ValueError(
                 f"merged tensor {layer.name!r} is not finite in {merged.dtype}; expected a smaller scaling or step"
