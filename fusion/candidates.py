@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -15,7 +15,7 @@ from fusion.checkpoint import Checkpoint
 from fusion.cost import Cost, measured
 from fusion.device import autocast, on_device
 from fusion.objectives import TotalEntropy
-from fusion.pipelines import scaling_name
+from fusion.pipelines import merged_grams_factor, scaling_name
 from fusion.spaces import Space
 from fusion.suites import Suite
 from fusion.vectors import Merged, TaskModels
@@ -64,16 +64,24 @@ def merge(
 ) -> Merged | TaskModels:
     """The merged model; what a method needs beside task vectors starts anew for every candidate."""
     adapt, seed = settings["adapt"], settings["seed"]
-    given: dict[str, Any] = {"fishers": statistics, "grams": statistics}
+    found = used(statistics, settings["algorithm"], hyperparameters)
+    given: dict[str, Any] = {"fishers": found, "grams": found, "merged_grams": next(iter(found), None)}
     if adapt:
         given["objective"] = total_entropy(backbone, suite, space, seed=seed, **adapt)
-    for name, make in {"loss": "total_loss", "features": "merged_features"}.items():
-        if name in settings["labelled"]:
-            labelled = import_module("fusion.needs")  # code that no other method's result depends on
-            examples, batch_size = settings["labelled"][name], settings["select"]["batch_size"]
-            given[name] = getattr(labelled, make)(backbone, suite, space, examples=examples, batch_size=batch_size)
+    if "loss" in settings["labelled"]:
+        labelled = import_module("fusion.needs")  # code that no other method's result depends on
+        examples, batch_size = settings["labelled"]["loss"], settings["select"]["batch_size"]
+        given["loss"] = labelled.total_loss(backbone, suite, space, examples=examples, batch_size=batch_size)
     rng = Generator().manual_seed(seed)
     return methods.merge(settings["algorithm"], space.vectors, rng=rng, given=given, values=hyperparameters)
+
+
+def used(statistics: Sequence[Checkpoint], algorithm: str, hyperparameters: Mapping[str, Any]) -> list[Checkpoint]:
+    """The statistics that one candidate takes: those that were made with its hyper-parameters, or without any."""
+    factor = merged_grams_factor(algorithm)
+    if factor is None:
+        return list(statistics)
+    return [one for one in statistics if float(one.metadata["off_diagonal"]) == hyperparameters[factor]]
 
 
 def total_entropy(

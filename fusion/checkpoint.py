@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -31,6 +31,7 @@ INDEX = "model.safetensors.index.json"
 NAMES = ("model.safetensors", INDEX, "adapter_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT = "convert it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
+LATE = 1 << 10  # bytes of room for metadata that is known when all tensors are written
 AT_ONCE = 1 << 30  # bytes; Linux writes at most 2 GiB a call
 
 
@@ -103,14 +104,15 @@ def save(
     path: str | Path,
     layout: Layout,
     tensors: Iterable[tuple[str, Tensor]],
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
 ) -> None:
     """Writes a safetensors file atomically, holding one tensor at a time.
 
     layout: dtype and shape of every tensor; tensors: the same names in the same order. In the file, tensors of
-    wide types come first, as the format's own writer has it, so that all are aligned.
+    wide types come first, as the format's own writer has it, so that all are aligned. metadata: as a function, it is
+    asked when all tensors are written.
     """
-    header, starts = _header(layout, metadata or {})
+    header, starts = _header(layout, {"": " " * LATE} if callable(metadata) else metadata or {})
     expected = iter(layout)
     with new_file(path) as temporary, open(temporary, "wb", buffering=0) as file:
         _write(file.fileno(), memoryview(header), 0)
@@ -119,6 +121,8 @@ def save(
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             _write(file.fileno(), data, len(header) + starts[name])
         assert next(expected, None) is None, "fewer tensors than the layout names"
+        if callable(metadata):
+            _write(file.fileno(), memoryview(_header(layout, metadata(), len(header))[0]), 0)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -132,8 +136,8 @@ def size(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel() * dtype.itemsize
 
 
-def _header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """What the file begins with, and where each tensor starts after it."""
+def _header(layout: Layout, metadata: Mapping[str, str], room: int = 0) -> tuple[bytes, dict[str, int]]:
+    """What the file begins with, in so many bytes where `room` says, and where each tensor starts after it."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}
     offset = 0
@@ -142,7 +146,9 @@ def _header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[st
         entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    length = room - 8 if room else len(text) + -len(text) % 8
+    assert len(text) <= length, "more metadata than there is room for"
+    text = text.ljust(length)
     return len(text).to_bytes(8, "little") + text, starts
 
 

@@ -1,4 +1,4 @@
-"""What a labelled method takes beside task vectors: statistics of the fine-tuned models, or functions of parameters."""
+"""What a labelled method takes beside task vectors: statistics of models, or functions of parameters."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Fishers = Sequence[Mapping[str, Tensor]]
 # Per task, by the name of a linear layer's weight (out, in): the mean of x xᵀ over its inputs x, (in, in).
 Grams = Sequence[Mapping[str, Tensor]]
+# By the name of such a weight: those of all tasks, where the layers before it are merged already, (T, in, in).
+MergedGrams = Mapping[str, Tensor]
 
 
 class Loss(Protocol):
@@ -76,19 +78,6 @@ def total_loss(backbone: Backbone, suite: Suite, space: Space, *, examples: int,
 
     scored = list(suite.scored(backbone, "train", examples, batch_size))
     return TotalLoss(lambda params: on_device(space.to_weights(params)), logits, scored)
-
-
-def merged_features(backbone: Backbone, suite: Suite, space: Space, *, examples: int, batch_size: int) -> Features:
-    """The layers' inputs on the first `examples` training inputs of every task of the suite, in float32."""
-    require_weights(backbone, space)
-    scored = list(suite.scored(backbone, "train", examples, batch_size))
-
-    def features(task: int, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        batches = [batch for _, batch in scored[task].inputs.batches]
-        found = grams(backbone, on_device(space.to_weights(params)), batches, names, until_seen=True)
-        return {name: gram.cpu() for name, gram in found.items()}
-
-    return features
 
 
 def require_weights(backbone: Backbone, space: Space) -> None:

@@ -14,7 +14,7 @@ NEEDS = {
     "loss": "labelled",
     "fishers": "labelled",
     "grams": "labelled",
-    "features": "labelled",
+    "merged_grams": "labelled",
 }
 _KINDS = {"TaskVectors": "transform", "Merged": "merge", "TaskModels": "merge"}
 METHODS = Path(__file__).parent / "methods"
@@ -71,6 +71,11 @@ def scaling_name(pipeline: str) -> str:
     """The name of the hyper-parameter that is the factor of the merged task vector."""
     last = [part for part in parts(pipeline) if kind(part) == "merge"][-1]
     return prefix(pipeline, last) + "scaling"
+
+
+def merged_grams_factor(pipeline: str) -> str | None:
+    """The name of the hyper-parameter that the Gram matrices of merged inputs depend on, where it takes those."""
+    return next((prefix(pipeline, p) + "off_diagonal" for p in parts(pipeline) if "merged_grams" in needs(p)), None)
 
 
 def names(algorithm: str) -> list[str]:

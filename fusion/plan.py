@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from fusion.config import Config
 from fusion.data.rows import ArchiveRow, TaskRow
 from fusion.model_rows import BackboneRow, CheckpointsRow, ModeRow, WeightsSource
-from fusion.pipelines import method_class, needs, parts
+from fusion.pipelines import merged_grams_factor, method_class, needs, parts
 from fusion.rows import MethodRow, Name, SuiteRow, first_error, require
 
 ROWS = Path(__file__).parent.parent / "config"
@@ -82,12 +82,12 @@ class Plan(BaseModel):
         wanted, known = self.rows.methods[method].spaces, self.rows.modes[mode].spaces
         if wanted is not None and not set(wanted) & set(known):
             return f"merges in {' or '.join(wanted)} space, which {mode} does not have"
-        if space == "adapter" and self.needs(method) & {"grams", "features"}:
+        if space == "adapter" and self.needs(method) & {"grams", "merged_grams"}:
             return "takes the inputs of the backbone's linear layers, and A and B are not among those"
         return ""
 
     def needs(self, method: str) -> set[str]:
-        """What a method takes beside task vectors: 'objective', 'loss', 'fishers', 'grams', 'features'."""
+        """What a method takes beside task vectors: 'objective', 'loss', 'fishers', 'grams', 'merged_grams'."""
         return {need for part in parts(self.rows.methods[method].algorithm) for need in needs(part)}
 
     def adapt(self, method: str) -> dict[str, Any] | None:
@@ -102,9 +102,15 @@ class Plan(BaseModel):
         """How many labelled training examples of a task a method sees through each thing it needs."""
         fuse, wanted = self.config.fuse, self.needs(method)
         counts = {"loss": fuse.loss_examples} | dict.fromkeys(
-            ("fishers", "grams", "features"), fuse.statistics_examples
+            ("fishers", "grams", "merged_grams"), fuse.statistics_examples
         )
         return {need: count for need, count in counts.items() if need in wanted}
+
+    def off_diagonals(self, method: str) -> list[float]:
+        """The factors with which a method's Gram matrices of merged inputs are made, for they depend on them."""
+        row = self.rows.methods[method]
+        factor = merged_grams_factor(row.algorithm)
+        return list(dict.fromkeys(one[factor] for one in row.grid())) if factor else []
 
     def select(self) -> dict[str, Any]:
         """How many validation examples choose from a grid, and in which batches they are scored."""

@@ -65,6 +65,21 @@ def test_tensors_that_share_memory_or_are_transposed_are_written_in_full(tmp_pat
     assert_same(load_file(tmp_path / "one.safetensors"), {"transposed": base.T, "row": base[1], "tied": base})
 
 
+def test_metadata_may_be_known_only_when_all_tensors_are_written(tmp_path: Path) -> None:
+    asked = []
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        yield "w", torch.ones(3)
+        asked.append("written")
+
+    def facts() -> dict[str, str]:
+        return {"after": asked[0]}
+
+    save(tmp_path / "one.safetensors", {"w": (torch.float32, (3,))}, stream(), facts)
+    assert_same(load_file(tmp_path / "one.safetensors"), {"w": torch.ones(3)})
+    assert Checkpoint(tmp_path / "one.safetensors").metadata == {"after": "written"}
+
+
 def test_writing_consumes_one_tensor_at_a_time(tmp_path: Path) -> None:
     sizes = []
 

@@ -309,6 +309,20 @@ def test_a_labelled_method_sees_as_many_examples_as_the_run_says() -> None:
     assert found.labelled("ties") == {} and found.adapt("fisher") is None
 
 
+def test_merged_inputs_are_read_at_every_factor_that_a_method_tries() -> None:
+    rows = {
+        "plain": {"algorithm": "regmean_plus_plus"},
+        "grid": {"algorithm": "regmean_plus_plus", "hyperparameters": {"off_diagonal": [0.5, "1e-1"]}},
+        "joined": {
+            "algorithm": "regmean_plus_plus + lines",
+            "hyperparameters": {"regmean_plus_plus.off_diagonal": 1, "lines.alpha": [0.1, 0.2]},
+        },
+    }
+    found = plan(define={"methods": rows}, methods=["regmean", *rows])
+    assert found.off_diagonals("plain") == [0.95] and found.off_diagonals("grid") == [0.5, 0.1]
+    assert found.off_diagonals("joined") == [1.0] and found.off_diagonals("regmean") == []
+
+
 def test_hyperparameters_are_those_of_the_methods_signature() -> None:
     assert MethodRow(algorithm="ties").grid() == [
         {"density": 0.2, "scaling": 1.0, "aggregation": "mean", "scope": "global"}

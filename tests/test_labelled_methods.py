@@ -14,8 +14,9 @@ from torch.testing import assert_close
 
 from fusion import methods
 from fusion.methods.lorahub import minimum
-from fusion.methods.regmean_plus_plus import blocks
+from fusion.methods.regmean_plus_plus import blocks, walk
 from fusion.methods.tangent_projection import projection_weights
+from fusion.needs import Features
 from fusion.vectors import TaskVectors
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.0, 2.0, 1.0, 6.0]]
@@ -147,10 +148,16 @@ def features(task: int, params: Mapping[str, Tensor], names: Sequence[str]) -> d
     return {name: x.T @ x for name, x in run(params, INPUTS[task]).items() if name in names}
 
 
+def plus_plus(taus: TaskVectors, features: Features, names: list[str], off_diagonal: float) -> Model:
+    """RegMean++ with Gram matrices of its own."""
+    grams = dict(walk(taus, features, names, off_diagonal))
+    return merged("regmean_plus_plus", taus, grams, off_diagonal=off_diagonal).tensors()
+
+
 def test_regmean_plus_plus_feeds_a_block_of_each_model_with_what_the_merged_blocks_before_it_give() -> None:
     pretrained, finetuned = random_models(SHAPES, 2)
     taus = TaskVectors(pretrained, finetuned)
-    found = merged("regmean_plus_plus", taus, features, off_diagonal=0.9).tensors()
+    found = plus_plus(taus, features, list(run(pretrained, INPUTS[0])), off_diagonal=0.9)
     within = [features(t, one, list(SHAPES)) for t, one in enumerate(finetuned)]
     block = merged("regmean", taus, within).tensors()  # the first block's inputs are the models' own
     for name in ("blocks.0.a.weight", "blocks.0.b.weight", "blocks.0.b.bias"):
@@ -163,8 +170,8 @@ def test_regmean_plus_plus_feeds_a_block_of_each_model_with_what_the_merged_bloc
 def test_regmean_plus_plus_of_one_layer_is_regmean() -> None:
     grams = statistics([[2.0, 1.0], [1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]])
     taus = vectors([[1.0, 0.0]], [[0.0, 0.0]])
-    found = merged_w("regmean_plus_plus", taus, lambda task, params, names: grams[task], off_diagonal=0.5)
-    assert_close(found, torch.tensor([[5.75 / 8.75, 0.5 / 8.75]]))
+    found = plus_plus(taus, lambda task, params, names: grams[task], ["w"], off_diagonal=0.5)
+    assert_close(found["w"], torch.tensor([[5.75 / 8.75, 0.5 / 8.75]]))
 
 
 def test_blocks_are_numbered_layers_in_the_order_in_which_they_run() -> None:

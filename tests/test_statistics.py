@@ -1,5 +1,6 @@
-"""Fisher information and Gram matrices of fine-tuned models, and the losses and inputs of merged ones."""
+"""Fisher information and Gram matrices of fine-tuned models and of merged ones, and losses."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fusion.checkpoint import Checkpoint
 from fusion.data.tasks import TaskData
 from fusion.job import Job, run
 from fusion.methods import merge
-from fusion.needs import grams, merged_features, total_loss
+from fusion.needs import grams, total_loss
 from fusion.spaces import Space, open_space, read_weights
 from fusion.stages.statistics import label_directions
 from fusion.suites import Suite
@@ -37,6 +38,18 @@ def statistics_job(
     inputs["init"] = [str(folder) for folder in [world.init(mode)] if folder]
     params, wildcards = {"settings": settings, "code": "code"}, {"task": task, "mode": mode, "seed": "0"}
     return Job("fusion.stages.statistics:statistics", inputs, {"statistics": str(path)}, params, wildcards)
+
+
+def merged_job(world: World, path: Path, mode: str, space: str = "weight", off_diagonal: float = 0.95) -> Job:
+    """The job that computes the Gram matrices of merged inputs."""
+    job = statistics_job(world, path, "gram", mode, space)
+    inputs = job.input | {"finetuned": [str(world.finetuned(mode, task)) for task in TASKS]}
+    inputs["data"] = [str(world.data(task)) for task in TASKS]
+    params = job.params | {"settings": job.params["settings"] | {"off_diagonal": off_diagonal}}
+    wildcards = job.wildcards | {"suite": "all"}
+    return replace(
+        job, stage="fusion.stages.merged_grams:merged_grams", input=inputs, params=params, wildcards=wildcards
+    )
 
 
 def opened(world: World, mode: str, space: str = "weight", tasks: list[str] = TASKS) -> Space:
@@ -128,7 +141,7 @@ def test_adapters_have_no_inputs_of_their_own(world: World, tmp_path: Path) -> N
     with pytest.raises(NotApplicable, match="space: weight"):
         run(statistics_job(world, tmp_path / "gram.safetensors", "gram", "lora", "adapter"))
     with pytest.raises(NotApplicable, match="lora_A"):
-        merged_features(world.backbone(), suite(world), opened(world, "lora", "adapter"), examples=4, batch_size=4)
+        run(merged_job(world, tmp_path / "merged.safetensors", "lora", "adapter"))
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_tasks_on_their_first_training_examples(world: World) -> None:
@@ -144,23 +157,56 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_tasks_on_their_first_training
     assert loss(params).item() == loss(params).item()
 
 
-def test_features_of_a_model_are_those_of_its_parameters_and_stop_at_the_last_layer_wanted(world: World) -> None:
-    space, backbone = opened(world, "full"), world.backbone()
-    features = merged_features(backbone, suite(world), space, examples=EXAMPLES, batch_size=4)
-    params, prefix = parameters(space, 2), "encoder.layer.0."
+def test_gram_matrices_are_those_of_the_parameters_and_stop_at_the_last_layer_wanted(world: World) -> None:
+    params, backbone, prefix = parameters(opened(world, "full"), 2), world.backbone(), "encoder.layer.0."
+    batches = [backbone.collate([text]) for text in TaskData(world.data("food")).inputs("train", EXAMPLES)]
     names = [name for name in params if name.startswith(prefix)]
     after: list[object] = []
     last = backbone.module.get_submodule("encoder.layer.1")
     hook = last.register_forward_pre_hook(lambda *_: after.append(1))
-    found = features(TASKS.index("food"), params, names)
+    found = grams(backbone, params, batches, names, until_seen=True)
     hook.remove()
     assert not after
     expected = naive_grams(world, params, "food")
     assert found.keys() == {name for name in expected if name.startswith(prefix)}
     assert_close(found, {name: expected[name] for name in found}, rtol=1e-4, atol=1e-5)
-    everything = features(TASKS.index("food"), params, list(reversed(params)))
+    everything = grams(backbone, params, batches, list(reversed(params)), until_seen=True)
     assert [name.split(".")[2] for name in everything] == ["0"] * 6 + ["1"] * 6  # in the order of the network
     assert_close(everything["encoder.layer.0.attention.self.query.weight"], found[next(iter(found))])
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_merged_inputs_are_those_of_a_models_block_behind_the_blocks_that_are_merged(
+    world: World, tmp_path: Path, mode: str
+) -> None:
+    run(merged_job(world, tmp_path / "merged.safetensors", mode))
+    found, space, task = Checkpoint(tmp_path / "merged.safetensors"), opened(world, mode), 2
+    given = {"merged_grams": found}
+    merged = merge("regmean_plus_plus", space.vectors, rng=torch.Generator(), given=given).for_task(0).tensors()
+    own = parameters(space, task)
+    for block in ("encoder.layer.0.", "encoder.layer.1."):
+        weights = merged | {name: own[name] for name in merged if name.startswith(block)}
+        expected = naive_grams(world, space.to_weights(weights), TASKS[task])
+        names = [name for name in found if name.startswith(block)]
+        assert len(names) == (6 if mode == "full" else 2)
+        for name in names:
+            assert found[name].shape == (len(TASKS), *expected[name].shape)
+            assert_close(found[name][task], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_merged_inputs_say_what_they_are_and_how_layers_were_merged(world: World, tmp_path: Path) -> None:
+    found = []
+    for off_diagonal in (0.5, 0.95):
+        path = tmp_path / str(off_diagonal)
+        run(merged_job(world, path, "lora", off_diagonal=off_diagonal))
+        found.append(Checkpoint(path))
+        facts = found[-1].metadata
+        assert (facts["statistic"], facts["off_diagonal"]) == ("merged_gram", str(off_diagonal))
+        assert float(facts["seconds"]) > 0
+        assert {"config_hash", "code_version"} <= facts.keys()
+    first, second = ([name for name in found[0] if f"layer.{block}." in name] for block in (0, 1))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in first)  # nothing before it is merged
+    assert not any(torch.equal(found[0][name], found[1][name]) for name in second)
 
 
 def test_layers_that_are_not_asked_for_are_not_run(world: World) -> None:
@@ -176,12 +222,12 @@ def test_labelled_methods_merge_fine_tuned_models_from_what_the_stages_give_them
     for kind, files in paths.items():
         for path, task in zip(files, TASKS, strict=True):
             run(statistics_job(world, path, kind, "full", task=task))
-    backbone, tasks, few = world.backbone(), suite(world), {"examples": 4, "batch_size": 4}
+    run(merged_job(world, tmp_path / "merged", "full"))
     given = {
         "fishers": [Checkpoint(path) for path in paths["fisher"]],
         "grams": [Checkpoint(path) for path in paths["gram"]],
-        "features": merged_features(backbone, tasks, space, **few),
-        "loss": total_loss(backbone, tasks, space, **few),
+        "merged_grams": Checkpoint(tmp_path / "merged"),
+        "loss": total_loss(world.backbone(), suite(world), space, examples=4, batch_size=4),
     }
     values = {"steps": 4} if algorithm == "lorahub" else {}
     merged = merge(algorithm, space.vectors, rng=torch.Generator().manual_seed(0), given=given, values=values)

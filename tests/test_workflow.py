@@ -209,6 +209,22 @@ def test_two_seeds_are_two_rows_and_the_tables_show_their_spread(done: Path) -> 
     assert not plan(done).rules  # the first run is as it was
 
 
+def test_labelled_methods_take_statistics_that_rules_of_their_own_make_once(done: Path) -> None:
+    grid = {"methods": {"regmean_plus_plus": {"hyperparameters": {"off_diagonal": [0.5, 0.95]}}}}
+    changes = {"modes": ["full"], "methods": ["fisher", "regmean", "regmean_plus_plus"], "define": grid}
+    run = tiny.snakemake(done, run="labelled", **changes)
+    assert run.returncode == 0, run.output
+    expected = {"statistics": 2 * len(tiny.TASKS), "merged_grams": 2, "fuse": 3, "evaluate_fused": 3}
+    assert expected.items() <= run.rules.items()
+    tables = done / "results/labelled/tables"
+    board = pd.read_parquet(tables / "leaderboard.parquet").set_index("method")
+    assert (board.loc[changes["methods"], "fuse_seconds"] > 0).all()
+    tried = pd.read_parquet(tables / "selection.parquet").query("method == 'regmean_plus_plus'")
+    assert set(tried["hyperparameters"]) == {'{"off_diagonal": 0.5}', '{"off_diagonal": 0.95}'}
+    again = plan(done, run="labelled", fuse={"select_examples": 10}, **changes)
+    assert again.rules["fuse"] == 3 and not again.rules.keys() & {"statistics", "merged_grams"}
+
+
 def test_a_fine_tuning_killed_half_way_resumes_and_ends_with_the_same_bytes(done: Path) -> None:
     changes = {"run": "killed", "finetune": {"steps": 400, "checkpoint_every": 20}}
     model = f"{done}/results/killed/finetuned/tiny/l_lora/food/seed0"

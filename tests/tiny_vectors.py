@@ -75,7 +75,7 @@ def given(taus: TaskVectors, objective: Objective) -> dict[str, Any]:
         "loss": lambda params, tasks=None: objective(params),
         "fishers": [{name: model[name].float().sigmoid() for name in names} for model in taus.finetuned],
         "grams": [{name: gram(t, name) for name in matrices} for t in range(len(taus.finetuned))],
-        "features": lambda task, params, wanted: {name: gram(task, name) for name in wanted if name in matrices},
+        "merged_grams": {n: torch.stack([gram(t, n) for t in range(len(taus.finetuned))]) for n in matrices},
     }
 
 

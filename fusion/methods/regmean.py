@@ -11,6 +11,7 @@ alike however long their texts; unlike there, padding is no token.
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -36,7 +37,7 @@ def regmean(taus: TaskVectors, grams: Grams, *, rng: Generator, off_diagonal: Fr
     return taus.map(update)
 
 
-def regression_mean(layer: Layer, grams: list[Tensor], off_diagonal: float) -> Tensor:
+def regression_mean(layer: Layer, grams: Sequence[Tensor] | Tensor, off_diagonal: float) -> Tensor:
     """τ̄ + (Σ_t (τ_t − τ̄) G_t)(Σ_t G_t)⁺ of one weight, in float64: G_t (in, in) each -> (out, in).
 
     ValueError if there is not one G_t a task, of the weight's number of inputs.

@@ -10,36 +10,49 @@ The code's factor of off-diagonal entries is 0.95, where RegMean has 0.9.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Fraction
 from fusion.methods.regmean import regression_mean
-from fusion.needs import Features
+from fusion.needs import Features, MergedGrams
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
 def regmean_plus_plus(
-    taus: TaskVectors, features: Features, *, rng: Generator, off_diagonal: Fraction = 0.95
+    taus: TaskVectors, merged_grams: MergedGrams, *, rng: Generator, off_diagonal: Fraction = 0.95
 ) -> Merged:
     """The model whose linear layers answer most like those of every task's model on what the merged model feeds them.
 
-    features: (task, parameters, names of weights) -> Gram matrices of the layers' inputs; names that it returns
-    nothing for are averaged. off_diagonal: the factor of their off-diagonal entries.
+    merged_grams: those of `walk` with the same `off_diagonal`, the factor of the Gram matrices' off-diagonal entries;
+    a weight that they lack is averaged.
     """
-    found = {layer.name: layer.taus.mean(0) for layer in taus.layers()}
-    merged = {name: taus.pretrained[name].detach().to(tau) + tau for name, tau in found.items()}
-    matrices = sorted(name for name, tau in found.items() if tau.dim() == 2)
-    in_order = list(features(0, merged, matrices))
-    for block in blocks(in_order):
-        layers = [_layer(taus, name) for name in _tensors(block, found)]
-        grams = [features(t, merged | _model(layers, t), block) for t in range(len(taus))]
-        for layer in layers:
-            if layer.name in block:
-                found[layer.name] = regression_mean(layer, [one[layer.name] for one in grams], off_diagonal)
-                merged[layer.name] = layer.pretrained + found[layer.name]
-    return taus.map(lambda layer: found[layer.name])
+
+    def update(layer: Layer) -> Tensor:
+        grams = merged_grams.get(layer.name)
+        return layer.taus.mean(0) if grams is None else regression_mean(layer, grams, off_diagonal)
+
+    return taus.map(update)
+
+
+def walk(
+    taus: TaskVectors, features: Features, names: Sequence[str], off_diagonal: float
+) -> Iterator[tuple[str, Tensor]]:
+    """The Gram matrices (T, in, in) of every linear layer, by its weight's name, as the blocks before it are merged.
+
+    features: (task, parameters, names of weights) -> Gram matrices of those layers' inputs. names: of the weights of
+    all linear layers, in the order in which they run.
+    """
+    merged = {layer.name: layer.pretrained + layer.taus.mean(0) for layer in taus.layers()}
+    for block in blocks(names):
+        layers = {name: taus.layer(name, taus.pretrained[name].detach()) for name in _tensors(block, merged)}
+        each = [features(t, merged | _model(layers.values(), t), block) for t in range(len(taus))]
+        for name in block:
+            grams = torch.stack([one[name] for one in each])
+            yield name, grams
+            merged[name] = layers[name].pretrained + regression_mean(layers[name], grams, off_diagonal)
 
 
 def blocks(names: Sequence[str]) -> list[list[str]]:
@@ -56,15 +69,11 @@ def _block(name: str) -> str:
     return numbered.group() if numbered else name
 
 
-def _tensors(block: Sequence[str], names: Mapping[str, Tensor]) -> list[str]:
+def _tensors(block: Sequence[str], names: Iterable[str]) -> list[str]:
     """All tensors of a block, its biases and norms too."""
     return [name for name in names if _block(name) == _block(block[0])]
 
 
-def _layer(taus: TaskVectors, name: str) -> Layer:
-    return taus.layer(name, taus.pretrained[name].detach())
-
-
-def _model(layers: Sequence[Layer], task: int) -> dict[str, Tensor]:
+def _model(layers: Iterable[Layer], task: int) -> dict[str, Tensor]:
     """The block of one task's model."""
     return {layer.name: layer.pretrained + layer.taus[task] for layer in layers}

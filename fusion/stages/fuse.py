@@ -9,12 +9,13 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from fusion.artifacts import digest, new_file, new_folder, read_json, write_json
+from fusion.artifacts import new_file, new_folder, write_json
 from fusion.backbones import Backbone, open_backbone
-from fusion.candidates import Candidate, as_text, candidates
+from fusion.candidates import Candidate, as_text, candidates, used
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.device import on_device
 from fusion.job import Job, progress, queue_seconds
+from fusion.origin import origin
 from fusion.pipelines import scaling_name
 from fusion.spaces import Space, open_space
 from fusion.suites import Scored, Suite
@@ -57,6 +58,7 @@ def _fuse(job: Job) -> None:
         if chosen is None or sum(found) > sum(best):  # the first of equals
             chosen, best = candidate, found
     assert chosen is not None
+    taken = used(statistics, settings["algorithm"], chosen.hyperparameters)
     diagnostics = chosen.merged.diagnostics
     if isinstance(chosen.merged, Merged):
         diagnostics = diagnostics | masked_individuals(backbone, space, chosen.merged, validation)
@@ -67,7 +69,7 @@ def _fuse(job: Job) -> None:
         "hyperparameters": chosen.hyperparameters,
         "selected_on": "val" if len(rows) > 1 else "",
         "adapted_on": settings["adapt"]["adapted_on"] if settings["adapt"] else "",
-        "fuse_seconds": chosen.cost.seconds + sum(float(one.metadata["seconds"]) for one in statistics),
+        "fuse_seconds": chosen.cost.seconds + sum(float(one.metadata["seconds"]) for one in taken),
         "select_seconds": time.monotonic() - began,
         "queue_seconds": queue_seconds(),
         "peak_bytes": chosen.cost.peak_bytes,
@@ -124,16 +126,6 @@ def masked_individuals(
         weights = on_device(space.to_weights(merged.individual_tensors(t)))
         found[part.task] = part.accuracy(backbone, weights)
     return {"masked_individual_accuracy": found}
-
-
-def origin(job: Job) -> dict[str, str]:
-    """Hashes of the settings and of the code that made the merged model, its inputs' included."""
-    made = [read_json(Path(folder) / "training.json") for folder in job.paths("finetuned")]
-    made += [Checkpoint(path).metadata for path in job.paths("statistics")]
-    return {
-        "config_hash": digest([job.params["settings"], [one["config_hash"] for one in made]]),
-        "code_version": digest([job.params["code"], [one["code_version"] for one in made]]),
-    }
 
 
 def flat(diagnostics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

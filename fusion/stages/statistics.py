@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion.artifacts import digest, read_json
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.data.tasks import TaskData
 from fusion.device import device, on_device
 from fusion.job import Job, progress
 from fusion.needs import grams, require_weights
+from fusion.origin import origin
 from fusion.scoring import batched
 from fusion.spaces import Space, open_space
 
@@ -44,7 +44,7 @@ def statistics(job: Job) -> None:
             )
     seconds = time.monotonic() - began
     facts = {"statistic": settings["statistic"], "examples": str(len(inputs)), "seconds": str(seconds)}
-    save_tensors(job.output["statistics"], found, facts | _origin(job, finetuned))
+    save_tensors(job.output["statistics"], found, facts | origin(job))
     label = f"{settings['statistic']} of {job.wildcards['task']} ({job.wildcards['mode']}, {settings['space']} space)"
     progress(f"{label}: {len(inputs)} examples in {seconds:.0f} s")
 
@@ -92,12 +92,3 @@ def gram(
     batches = [batch for _, batch in batched(backbone, inputs, batch_size).batches]
     found = grams(backbone, on_device(space.to_weights(params)), batches, list(params))
     return {name: total.cpu() for name, total in found.items()}
-
-
-def _origin(job: Job, finetuned: Path) -> dict[str, str]:
-    """Hashes of the settings and of the code that made these statistics, the model's included."""
-    made = read_json(finetuned / "training.json")
-    return {
-        "config_hash": digest([job.params["settings"], made["config_hash"]]),
-        "code_version": digest([job.params["code"], made["code_version"]]),
-    }

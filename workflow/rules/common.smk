@@ -19,6 +19,7 @@ TAKEN = [PLAN.rows.checkpoints[name] for name in PLAN.config.checkpoints]  # mod
 
 wildcard_constraints:
     seed=r"\d+",
+    off_diagonal="[^/]+",
     version="[0-9a-f]{8}",
     backbone="[^/]+",
     mode="[^/]+",
@@ -136,13 +137,16 @@ def suite_models(wildcards):
 
 
 def suite_statistics(wildcards):
-    """The statistics of every task's model that a method takes; nothing where it takes none, or cannot merge."""
+    """The statistics that a method takes, of every task's model or of all; nothing where it takes none, or cannot merge."""
     w = wildcards
     if PLAN.reason(w.mode, w.space, w.method):
         return []
     found = [name for need, name in {"fishers": "fisher", "grams": "gram"}.items() if need in PLAN.needs(w.method)]
     places = [f"{w.backbone}/{w.mode}/{w.space}/{task}/seed{w.seed}" for task in suite(w.suite)]
-    return [f"{RUN}/statistics/{name}/{place}.safetensors" for name in found for place in places]
+    made = [f"{name}/{place}" for name in found for place in places]
+    of_all = [f"{w.suite}/{off_diagonal}" for off_diagonal in PLAN.off_diagonals(w.method)]
+    made += [f"merged_gram/{w.backbone}/{w.mode}/{w.space}/{one}/seed{w.seed}" for one in of_all]
+    return [f"{RUN}/statistics/{one}.safetensors" for one in made]
 
 
 def method_modules(method):

@@ -33,3 +33,36 @@ rule statistics:
         },
     script:
         "../scripts/stage.py"
+
+
+rule merged_grams:
+    input:
+        model=lambda w: pretrained(w.backbone),
+        init=init,
+        finetuned=suite_models,
+        data=clean_data,
+    output:
+        statistics=f"{RUN}/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.safetensors",
+    log:
+        f"{RUN}/logs/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.log",
+    benchmark:
+        f"{RUN}/benchmarks/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.tsv"
+    priority: 15
+    conda:
+        "../envs/stage.yml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        stage="fusion.stages.merged_grams:merged_grams",
+        code=code_hash("fusion.stages.merged_grams"),
+        settings=lambda w: {
+            "backbone": backbone(w.backbone),
+            "space": w.space,
+            "frozen": PLAN.rows.backbones[w.backbone].frozen,
+            "off_diagonal": float(w.off_diagonal),
+            "examples": PLAN.config.fuse.statistics_examples,
+            "batch_size": PLAN.config.evaluate.batch_size,
+        },
+    script:
+        "../scripts/stage.py"
