@@ -9,8 +9,8 @@ B the shared subspace: of [U_1 … U_T], the leading ⌊r/T⌋ left singular vec
 ones. Then θ = θ0 + Σ_t λ_t m_t ⊙ (τ_t + Δ), m_t the mask of τ_t's largest coordinates. All other tensors are averaged.
 
 The inner product by rows, 400 steps at 1e-4, and the mask by the 30 % largest |τ_t| of the model are those of the
-authors' code, which takes the encoder's weights alone, the 30 % of
-those, and leaves all other tensors at θ0. Singular triples that are zero up to rounding are left out.
+authors' code, which takes the encoder's weights alone, the 30 % of those, and leaves all other tensors at θ0.
+Singular triples that are zero up to rounding are left out.
 """
 
 from typing import Annotated
