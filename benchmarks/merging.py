@@ -1,4 +1,4 @@
-"""Every data-free method, disk to disk, on random models of CLIP ViT-B/32's size: `python benchmarks/merging.py`.
+"""Every method that needs no data, disk to disk, on random models of CLIP ViT-B/32's size: `python benchmarks/merging.py`.
 
 The unit is the time in which `cat` reads the pre-trained and the fine-tuned files and `cp` writes one, in the same
 run; where there is a target, measured anew beside every merge, for it varies with what else the machine does. Each
@@ -34,10 +34,13 @@ from fusion.vectors import NotApplicable, TaskVectors
 UNITS = {"task_arithmetic": 3.0, "simple_average": 3.0, "ties": 8.0, "dare + task_arithmetic": 6.0}  # T = 8, at most
 GIGABYTES = 1.0  # of anonymous memory, at most, for T = 8 and T = 20
 FASTER = {"ties": 5.0, "tsv_m": 3.0, "iso_c": 3.0}  # than the plain formulation at T = 8, at least
-SETTINGS: dict[str, dict[str, Any]] = {
-    "wudi": {"solver": "closed_form"},  # its default is 300 steps of gradient descent on every matrix
-    "knots": {"scope": "layer"},  # its default aligns every matrix four times before the first is merged
+OTHER: dict[str, tuple[str, dict[str, Any]]] = {  # rows beside those of the defaults
+    "wudi, closed form": ("wudi", {"solver": "closed_form"}),
+    "wudi, 3 of 300 steps": ("wudi", {"steps": 3}),  # for the memory, of which a step more takes none
+    "doge, 4 of 400 steps": ("doge", {"steps": 4}),  # the same
+    "knots, by layer": ("knots", {"scope": "layer"}),  # by default it aligns all matrices before it merges the first
 }
+PATIENCE = {"knots": 600.0, "pcb": 100.0}  # seconds instead of the limit, for what reads all before it merges any
 TASKS = (8, 20)
 SHARE = 0.1  # of the parameters, merged at least before a merge is stopped
 QUICK, REPEATS = 10.0, 4  # seconds: what takes less is measured so many more times
@@ -55,7 +58,8 @@ def main() -> None:
         make(folder, max(options.tasks))
         units = {tasks: statistics.median(unit(folder, tasks) for _ in range(5)) for tasks in options.tasks}
         print("units:", ", ".join(f"{seconds:.2f} s at T = {tasks}" for tasks, seconds in units.items()))
-        rows = [measured(folder, p, t, units[t], options.limit) for p in options.only or pipelines() for t in units]
+        names = options.only or [*pipelines(), *OTHER]
+        rows = [measured(folder, name, t, units[t], options.limit) for name in names for t in units]
         ours = {row["method"]: row["seconds"] for row in rows if row["tasks"] == 8 and "seconds" in row}
         plain = [baseline(folder, p, ours[p], options.limit) for p in FASTER if p in ours]
     if options.only:  # in the place of the rows that the file has of these methods
@@ -73,34 +77,38 @@ def replaced(before: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -
 
 
 def pipelines() -> list[str]:
-    """Every data-free algorithm: a transform is followed by a sum, an adjustment preceded by one."""
+    """Every algorithm without data: a transform is followed by a sum, an adjustment preceded by one."""
     whole = {"transform": "{} + task_arithmetic", "adjust": "task_arithmetic + {}", "merge": "{}"}
     found = [whole[kind(name)].format(name) for name in algorithms()]
-    return [pipeline for pipeline in found if method_class(pipeline) == "data-free"]
+    return [pipeline for pipeline in found if method_class(pipeline) in ("data-free", "multi-model")]
 
 
-def measured(folder: Path, pipeline: str, tasks: int, unit_seconds: float, limit: float) -> dict[str, Any]:
-    """One row: seconds, units and peak anonymous memory beside their targets, or why there are none."""
-    row: dict[str, Any] = {"method": pipeline, "tasks": tasks}
+def measured(folder: Path, name: str, tasks: int, unit_seconds: float, limit: float) -> dict[str, Any]:
+    """One row: seconds, units and peak anonymous memory beside their targets, or why there are none.
+
+    name: a pipeline, or a row of OTHER.
+    """
+    row: dict[str, Any] = {"method": name, "tasks": tasks}
+    limit = max(limit, PATIENCE.get(name, 0))
     try:
-        runs: list[dict[str, Any]] = [in_subprocess(time_merge, folder, pipeline, tasks, limit, seconds=60 + 2 * limit)]
+        runs: list[dict[str, Any]] = [in_subprocess(time_merge, folder, name, tasks, limit, seconds=60 + 2 * limit)]
         beside = [unit_seconds]
         if "seconds" in runs[0] and runs[0]["seconds"] < QUICK:
             for _ in range(REPEATS):
-                runs.append(in_subprocess(time_merge, folder, pipeline, tasks, limit))
-                beside.append(unit(folder, tasks) if pipeline in UNITS else unit_seconds)
+                runs.append(in_subprocess(time_merge, folder, name, tasks, limit))
+                beside.append(unit(folder, tasks) if name in UNITS else unit_seconds)
     except multiprocessing.TimeoutError:
         runs = [{"skipped": f"merged nothing in {60 + 2 * limit:.0f} s"}]
     if "skipped" in runs[0]:
-        print(f"{pipeline:40} T = {tasks:2}: {runs[0]['skipped']}", flush=True)
+        print(f"{name:40} T = {tasks:2}: {runs[0]['skipped']}", flush=True)
         return row | runs[0]
     seconds = statistics.median(run["seconds"] for run in runs)
     ratio = statistics.median(run["seconds"] / one for run, one in zip(runs, beside, strict=True))
-    units = bound(ratio, at_most=UNITS.get(pipeline) if tasks == 8 else None)
+    units = bound(ratio, at_most=UNITS.get(name) if tasks == 8 else None)
     memory = bound(max(run["bytes"] for run in runs) / 1e9, at_most=GIGABYTES)
     about = "about " if runs[0]["estimated"] else ""
     text = f"{about}{seconds:.2f} s, {about}{verdict(units)} units, {verdict(memory)} GB"
-    print(f"{pipeline:40} T = {tasks:2}: {text}", flush=True)
+    print(f"{name:40} T = {tasks:2}: {text}", flush=True)
     return row | {"seconds": seconds, "estimated": runs[0]["estimated"], "units": units, "gigabytes": memory}
 
 
@@ -121,15 +129,15 @@ def compile_loops(pipeline: str) -> None:
         merge(pipeline, TaskVectors(models[0], models[1:]), rng=Generator()).for_task(0).tensors()
 
 
-def time_merge(folder: Path, pipeline: str, tasks: int, limit: float) -> dict[str, Any]:
+def time_merge(folder: Path, name: str, tasks: int, limit: float) -> dict[str, Any]:
     """Seconds and peak anonymous bytes of one merge; or 'skipped', the reason why the method does not apply."""
+    pipeline, settings = OTHER.get(name, (name, {}))
     compile_loops(pipeline)
     os.sync()
     with PeakMemory() as memory:
         began = time.perf_counter()
         vectors = open_models(folder, tasks)
         try:
-            settings = SETTINGS.get(pipeline, {})
             merged = merge(pipeline, vectors, rng=Generator().manual_seed(0), values=settings).for_task(0)
             found = timed_save(folder, vectors, merged.layers(), began, limit)
         except NotApplicable as reason:

@@ -85,11 +85,14 @@ def page(method: str) -> str:
 
 
 def _find(method: str) -> tuple[str, dict[str, Any]]:
-    """The pipeline of that name and the hyper-parameters that its row gives; algorithms go before rows."""
+    """The pipeline of that name and the hyper-parameters that its row gives.
+
+    Algorithms that merge go before rows of their name; the row of one that does not says what it is joined with.
+    """
     names = parts(method)
-    if all(name in algorithms() for name in names):
-        return " + ".join(names), {}
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8")) if ROWS.is_file() else {}
+    if all(name in algorithms() for name in names) and (method not in rows or kind(method) == "merge"):
+        return " + ".join(names), {}
     if len(names) > 1:
         require(names, algorithms(), "algorithm", "see 'fusion methods'")
     require([method], [*algorithms(), *rows], "method", "see 'fusion methods', or config/methods.yaml")

@@ -1,4 +1,5 @@
-"""Which laws of the contract an algorithm is excused from, and why: rows by the algorithm's name."""
+"""Which laws of the contract an algorithm is excused from, and why: rows by the algorithm's name, or by that and the
+value of one of its options."""
 
 from typing import Any
 
@@ -20,6 +21,8 @@ NOT_NEUTRAL: dict[str, str] = {
 ORDER_OF_TASKS: dict[str, str] = {
     "greedy_task_arithmetic": "task vectors are added in the order of the tasks, rescaled after each",
     "lorahub": "the search tries one coefficient after the other",
+    "knots dare": "draws are seeded with the bytes of coordinates, which rounding of the basis changes",
+    "core_space dare": "draws are seeded with the bytes of coordinates, which rounding of the bases changes",
 }
 # The order of layers matters by definition.
 ORDER_OF_LAYERS: dict[str, str] = {}
@@ -27,10 +30,13 @@ ORDER_OF_LAYERS: dict[str, str] = {}
 CONTENT: dict[str, str] = {
     "dare": "draws are seeded with the bytes of the task vector",
     "della": "draws are seeded with the bytes of the task vector",
+    "knots dare": "draws are seeded with the bytes of coordinates",
+    "core_space dare": "draws are seeded with the bytes of coordinates",
 }
 # How many models (at least, at most) an algorithm merges, where that is not one or more.
 TASKS: dict[str, tuple[int, int]] = {
     "slerp": (2, 2),
+    "consensus": (2, 4),  # by default two must agree
 }
 # `scaling` is not a factor of the whole merged task vector.
 NOT_A_FACTOR: dict[str, str] = {

@@ -50,6 +50,11 @@ def test_an_algorithm_goes_before_a_row_of_its_name() -> None:
     assert catalogue.recipe("ties", []).values["density"] == 0.2
 
 
+def test_a_row_of_the_name_of_an_algorithm_that_does_not_merge_says_what_it_is_joined_with() -> None:
+    found = catalogue.recipe("breadcrumbs", ["task_arithmetic.scaling=0.6"])
+    assert found.pipeline == "breadcrumbs + task_arithmetic" and found.values["task_arithmetic.scaling"] == 0.6
+
+
 def test_without_the_file_of_rows_there_are_algorithms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "ROWS", tmp_path / "absent.yaml")
     assert catalogue.recipe("tsv_m", []).pipeline == "tsv_m"

@@ -191,6 +191,7 @@ def test_the_hashes_of_an_adapter_include_its_configuration(models: Path, tmp_pa
         (["merge", "ties"], "required: --pretrained, --finetuned, --out (see 'fusion merge --help')"),
         (["merge", "tiez"], "unknown method 'tiez'; did you mean 'ties'?"),
         (["merge", "dare+tie"], "unknown algorithm 'tie'; did you mean 'ties'?"),
+        (["merge", "breadcrumbs"], "row 'breadcrumbs' has a grid for task_arithmetic.scaling"),
         (["merge", "dare"], "merges nothing; expected a merging method in it, as in 'dare + ties'"),
         (["merge", "adamerging"], "adamerging is unlabelled: it needs unlabelled inputs"),
         (["merge", "concrete_layer_wise"], "it runs in the workflow, as a row under `methods:`"),

@@ -10,13 +10,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import CONTENT, NEUTRAL, NOT_A_FACTOR, NOT_NEUTRAL, ORDER_OF_LAYERS, ORDER_OF_TASKS, TASKS
-from tiny_vectors import Model, copy, label, merge, model, random_models, runnable, tensors, variants
+from tiny_vectors import Model, copy, label, merge, model, pipelines, random_models, tensors, variants
 from torch import Tensor
 from torch.testing import assert_close
 
 from fusion.checkpoint import Checkpoint, save, save_tensors
 from fusion.hyperparameters import fields
-from fusion.pipelines import algorithms, needs, parts, scaling_name
+from fusion.pipelines import algorithms, needs, parts, prefix, scaling_name
 from fusion.plan import ROWS
 from fusion.vectors import Merged, TaskModels, TaskVectors
 
@@ -30,31 +30,30 @@ counts = st.integers(1, 4)
 seeds = st.integers(0, 99)
 
 
-def name_of(pipeline: str) -> str:
-    """The algorithm that a pipeline of the contract is about."""
-    return next(part for part in parts(pipeline) if runnable(part) == pipeline)
-
-
 def tasks(algorithm: str, count: int) -> int:
     """That many tasks, or the nearest number that the algorithm merges."""
-    least, most = TASKS.get(name_of(algorithm), (1, 4))
+    least, most = next((TASKS[part] for part in parts(algorithm) if part in TASKS), (1, 4))
     return min(max(count, least), most)
 
 
 def obeying(excused: dict[str, str]) -> Any:
-    """All variants but those of the algorithms that are excused."""
-    bound = [one for one in variants() if name_of(one.values[0]) not in excused]
+    """All variants but those of the algorithms, or of an algorithm with an option, that are excused."""
+
+    def is_excused(pipeline: str, hyper: dict[str, Any]) -> bool:
+        names = parts(pipeline)
+        return any(f"{name} {value}".removesuffix(" ") in excused for name in names for value in ("", *hyper.values()))
+
+    bound = [one for one in variants() if not is_excused(*one.values)]
     return pytest.mark.parametrize(("algorithm", "hyper"), bound, ids=label)
 
 
 def neutral(algorithm: str) -> dict[str, Any]:
     """All coordinates, coefficient 1, nothing learned."""
     usual = {"density": 1.0, "scaling": 1.0, "steps": 0, "adapt_steps": 0}
-    special = NEUTRAL.get(name_of(algorithm), {})
+    special = {part: NEUTRAL.get(part, {}) for part in parts(algorithm)}
     found = {name: usual.get(name.split(".")[-1]) for name in fields(algorithm)}
-    start = "" if len(parts(algorithm)) == 1 else f"{name_of(algorithm)}."
     return {name: value for name, value in found.items() if value is not None} | {
-        start + name: value for name, value in special.items()
+        prefix(algorithm, part) + name: value for part, own in special.items() for name, value in own.items()
     }
 
 
@@ -80,9 +79,10 @@ def test_zero_task_vectors_give_the_pretrained_model(algorithm, hyper, shapes, c
     assert all(bits(found) == bits(pretrained) for found in models(merged))
 
 
-@pytest.mark.parametrize(
-    "algorithm", [runnable(name) for name in algorithms() if name not in NOT_NEUTRAL and tasks(runnable(name), 1) == 1]
-)
+MERGE_ONE = [name for name in pipelines() if tasks(name, 1) == 1 or name in NEUTRAL]
+
+
+@pytest.mark.parametrize("algorithm", [name for name in MERGE_ONE if not set(parts(name)) & set(NOT_NEUTRAL)])
 @on_any_shapes
 @given(shapes=shapes, seed=seeds)
 def test_one_task_with_neutral_coefficients_gives_its_model(algorithm, shapes, seed) -> None:
@@ -104,7 +104,7 @@ def test_iso_c_gives_a_single_model_back_only_if_its_spectrum_is_flat_already() 
 def has_a_factor(pipeline: str) -> bool:
     """Whether `scaling` multiplies the merged task vector: not where it is what a search starts from."""
     searches = any(need in ("objective", "loss") for part in parts(pipeline) for need in needs(part))
-    return scaling_name(pipeline) in fields(pipeline) and name_of(pipeline) not in NOT_A_FACTOR and not searches
+    return scaling_name(pipeline) in fields(pipeline) and not set(parts(pipeline)) & set(NOT_A_FACTOR) and not searches
 
 
 SCALED = [one for one in variants() if has_a_factor(one.values[0])]
@@ -117,6 +117,19 @@ def test_scaling_multiplies_the_merged_task_vector(algorithm, hyper, shapes, cou
     vectors = TaskVectors(*random_models(shapes, tasks(algorithm, count), seed))
     one, direct = (merge(algorithm, vectors, **hyper, **{scaling_name(algorithm): value}) for value in (1.0, 0.6))
     assert_close(tensors(one.held().at(0.6)), tensors(direct))
+
+
+LINEAR = ["simple_average", "weighted_average", "task_arithmetic", "ties", "consensus", "tsv_m", "dare + ties"]
+
+
+@pytest.mark.parametrize("algorithm", [*LINEAR, "ties + lines"])
+@on_any_shapes
+@given(shapes=shapes, count=counts, seed=seeds)
+def test_the_parts_of_a_merged_task_vector_add_up_to_it(algorithm, shapes, count, seed) -> None:
+    merged = merge(algorithm, TaskVectors(*random_models(shapes, tasks(algorithm, count), seed)))
+    assert isinstance(merged, Merged) and merged.parts is not None
+    for layer in merged.vectors.layers():
+        assert_close(merged.parts(layer).sum(0), merged.update(layer), rtol=1e-4, atol=1e-5)
 
 
 @obeying(ORDER_OF_TASKS)

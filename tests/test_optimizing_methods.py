@@ -8,6 +8,7 @@ from tiny_vectors import merge, model, random_models, tensors, vectors
 from torch import Tensor
 from torch.testing import assert_close
 
+from fusion.methods.doge import shared_subspace
 from fusion.vectors import Merged, TaskVectors
 
 EYE, FIRST = [[2.0, 0.0], [0.0, 2.0]], [[4.0, 0.0], [0.0, 0.0]]
@@ -103,6 +104,12 @@ def test_a_doge_step_by_hand() -> None:
     # and the merged (3 + 0.1) / 5 and (4 + 0.1) / 5. A 2 × 2 matrix has no shared subspace: ⌊2/6⌋ = 0.
     found = merged("doge", vectors([[3.0, 0.0], [0.0, 4.0]]), steps=1, lr=0.1, scaling=1.0, density=1.0)
     assert_close(found, torch.tensor([[0.62, 0.0], [0.0, 0.82]]))
+
+
+@pytest.mark.parametrize(("tasks", "subspace"), [(2, 100), (80, 6)])
+def test_doge_of_too_many_tasks_or_too_small_a_subspace_has_none(tasks: int, subspace: int) -> None:
+    taus = torch.randn(tasks, 70, 72, generator=torch.Generator().manual_seed(0))
+    assert shared_subspace(taus, subspace).shape == (70, 0)
 
 
 def doge_of_the_authors(taus: Tensor, density: float, eta: float, subspace: int, steps: int, lr: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from fusion import methods
 from fusion.methods.della import keep_probabilities
-from fusion.vectors import TaskVectors, run_length
+from fusion.vectors import NotApplicable, TaskVectors, run_length
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.5, 2.0, 1.0, 6.0]]
 TRUNK = [10.0, 20.0, 30.0, 40.0]
@@ -248,16 +248,21 @@ def test_consensus_keeps_what_enough_tasks_want() -> None:
     taus = vectors(TAUS[0], TAUS[1], [-2.0, 2.0, 1.0, 6.0], pretrained=TRUNK)
     found = {
         (k, str(limit)): merged("consensus", taus, agreement=k, threshold=limit, scaling=0.5).tolist()
-        for k, limit in [(2, 1.0), (2, 0.5), (1, 1.0), (0, 9.0), (4, 0.1), (2, [1.0, 0.5, 1.0])]
+        for k, limit in [(2, 1.0), (2, 0.5), (1, 1.0), (0, 9.0), (3, 9.0), (2, [1.0, 0.5, 1.0])]
     }
     assert found == {
         (2, "1.0"): [10.0, 22.0, 30.0, 40.0],
         (2, "0.5"): [11.5, 22.0, 29.0, 40.0],
         (1, "1.0"): [11.5, 22.0, 29.0, 44.0],
         (0, "9.0"): [11.5, 22.0, 29.0, 44.0],  # task arithmetic
-        (4, "0.1"): TRUNK,  # there are three tasks
+        (3, "9.0"): TRUNK,
         (2, "[1.0, 0.5, 1.0]"): [11.5, 22.0, 30.0, 40.0],
     }
+
+
+def test_consensus_of_more_tasks_than_there_are_says_so() -> None:
+    with pytest.raises(NotApplicable, match="agreement of 2 tasks, and there are 1"):
+        merged("consensus", vectors(TAUS[0]))
 
 
 def test_random_draws_are_spread_over_the_whole_tensor() -> None:

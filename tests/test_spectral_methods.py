@@ -254,6 +254,15 @@ def test_knots_compares_directions_with_or_without_their_singular_values() -> No
     assert_close(code, torch.tensor([[7.0, 0.0], [0.0, 0.0]]))
 
 
+def test_knots_drops_coordinates_and_not_entries() -> None:
+    # Along one direction (2, 1) and (-1, 3), each number doubled or dropped
+    taus = vectors([[2.0, 1.0], [2.0, 1.0]], [[-1.0, 3.0], [-1.0, 3.0]])
+    drawn = [merge("knots", taus, seed=s, inner="dare", density=0.5, scaling=1.0).tensors()["w"] for s in range(12)]
+    assert all(torch.allclose(found[0], found[1]) for found in drawn)
+    assert {round(found[0, 0].item()) for found in drawn} == {0, 4, -2, 2}
+    assert {round(found[0, 1].item()) for found in drawn} == {0, 2, 6, 8}
+
+
 def test_core_space_elects_in_the_common_left_and_right_bases() -> None:
     # u = (1, 1)/√2; v = (1, 1)/√2 and (1, -1)/√2. Core matrices (4, 0) and (0, 2): nothing in conflict, so both stay
     taus = [[2.0, 2.0], [2.0, 2.0]], [[1.0, -1.0], [1.0, -1.0]]

@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from laws import SHORT
 from torch import Generator, Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from fusion import methods
-from fusion.hyperparameters import choices, hyperparameters
+from fusion.hyperparameters import choices, fields, hyperparameters
 from fusion.methods.concrete import rescale, sample
 from fusion.objectives import Objective
 from fusion.pipelines import algorithms, kind, prefix
+from fusion.plan import ROWS
 from fusion.vectors import Merged, TaskModels, TaskVectors
 
 Model = dict[str, Tensor]
@@ -98,9 +100,15 @@ def runnable(algorithm: str) -> str:
     )
 
 
+def pipelines() -> list[str]:
+    """Every algorithm, made to merge, and every other pipeline of a row of config/methods.yaml."""
+    rows = yaml.safe_load((ROWS / "methods.yaml").read_text(encoding="utf-8")).values()
+    return list(dict.fromkeys([*map(runnable, algorithms()), *(row["algorithm"] for row in rows)]))
+
+
 def variants() -> list[Any]:
-    """Every algorithm with its defaults, and once with each other value of each of its options (slow, being many);
-    few steps. Parameters of a test: the pipeline and its hyper-parameters."""
+    """Every algorithm with its defaults, and once with each other value of each of its options; pipelines of several
+    with their defaults (slow, being many); few steps. Parameters of a test: the pipeline and its hyper-parameters."""
     found = []
     for algorithm in algorithms():
         pipeline = runnable(algorithm)
@@ -112,6 +120,9 @@ def variants() -> list[Any]:
             others = [value for value in choices(known, name) if isinstance(value, str)]
             each = (few | {start + name: value} for value in others if value != field.default)
             found += [pytest.param(pipeline, hyper, marks=pytest.mark.slow) for hyper in each]
+    for pipeline in pipelines()[len(algorithms()) :]:
+        few = {name: 2 for name in fields(pipeline) if name.endswith("steps")}
+        found.append(pytest.param(pipeline, few, marks=pytest.mark.slow))
     return found
 
 

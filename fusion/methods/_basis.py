@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import pad
 
+from fusion.methods._draws import new_seed
 from fusion.methods._spectrum import single_threaded
+from fusion.methods.dare import drop
 from fusion.methods.ties import elect, layer_thresholds
 from fusion.vectors import Layer, Merged, TaskVectors
 
@@ -31,6 +33,7 @@ def merge_aligned(
     taus: TaskVectors,
     align: Callable[[Tensor], Aligned],
     *,
+    rng: Generator,
     inner: str,
     density: float,
     scaling: float,
@@ -40,8 +43,9 @@ def merge_aligned(
     """The pre-trained model plus `scaling` times what `inner` makes of the coordinates; the rest is averaged.
 
     align: the task vectors of one matrix, (T, m, n), in a common basis; computed anew in every pass, of which
-    the scope 'global' needs four.
+    the scope 'global' needs four. inner: 'ties', 'dare' (with task arithmetic), or 'task_arithmetic'.
     """
+    seed = new_seed(rng)
     align = single_threaded(align)
     limits = _thresholds(taus, align, density) if inner == "ties" and scope == "global" else None
 
@@ -51,7 +55,9 @@ def merge_aligned(
             return layer.taus.mean(0)
         aligned = align(layer.taus)
         found = _without_rounding(aligned.coordinates)
-        if inner == "task_arithmetic":
+        if inner == "dare":
+            found = drop(seed, density, layer._replace(taus=found))
+        if inner != "ties":
             return aligned.back(found.sum(0))
         thresholds = layer_thresholds(found, density) if limits is None else limits
         return aligned.back(elect(found, thresholds, aggregation))

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from fusion.hyperparameters import Scaling
 from fusion.methods.tall_mask import per_task, wanted
 from fusion.methods.ties import exact_sum
-from fusion.vectors import Layer, Merged, TaskVectors
+from fusion.vectors import Layer, Merged, NotApplicable, TaskVectors
 
 
 def consensus(
@@ -33,12 +33,21 @@ def consensus(
     λ, or a list of one λ a task; the smaller, the more a task wants.
     """
     limits = per_task(threshold, len(taus))
+    if agreement > len(taus):
+        raise NotApplicable(f"asks for the agreement of {agreement} tasks, and there are {len(taus)}")
 
-    def update(layer: Layer) -> Tensor:
-        total = exact_sum(layer.taus)
+    def agreed(layer: Layer, total: Tensor) -> Tensor:
+        """1[Σ_t m_t ≥ k], in the type of τ_MTL, `total`."""
         votes = torch.zeros_like(total)
         for tau, limit in zip(layer.taus, limits, strict=True):
             votes += wanted(tau, total, limit)
-        return votes.ge_(agreement).mul_(total).to(layer.taus.dtype)
+        return votes.ge_(agreement)
 
-    return taus.map(update, scaling=scaling, coordinatewise=True)
+    def update(layer: Layer) -> Tensor:
+        total = exact_sum(layer.taus)
+        return agreed(layer, total).mul_(total).to(layer.taus.dtype)
+
+    def parts(layer: Layer) -> Tensor:
+        return layer.taus * agreed(layer, exact_sum(layer.taus)).to(layer.taus.dtype)
+
+    return taus.map(update, scaling=scaling, coordinatewise=True, parts=parts)

@@ -26,7 +26,7 @@ def core_space(
     taus: TaskVectors,
     *,
     rng: Generator,
-    inner: Literal["ties", "task_arithmetic"] = "ties",
+    inner: Literal["ties", "dare", "task_arithmetic"] = "ties",
     density: Density = 0.3,
     scaling: Scaling = 0.6,
     aggregation: Literal["mean", "sum"] = "mean",
@@ -34,11 +34,12 @@ def core_space(
 ) -> Merged:
     """The pre-trained model plus `scaling` (λ) times the tasks merged in their common left and right bases.
 
-    inner: how the core matrices are merged; 'task_arithmetic' is linear and so the same as without bases. density,
-    aggregation, scope: those of ties, of the core matrices. The defaults are those of the authors' code.
+    inner: how the core matrices are merged; 'task_arithmetic' is linear and so the same as without bases, 'dare' drops
+    a part 1 − density of their entries and adds the rest. density, aggregation, scope: those of ties, of the core
+    matrices. The defaults are those of the authors' code.
     """
     return merge_aligned(
-        taus, align, inner=inner, density=density, scaling=scaling, aggregation=aggregation, scope=scope
+        taus, align, rng=rng, inner=inner, density=density, scaling=scaling, aggregation=aggregation, scope=scope
     )
 
 

@@ -7,6 +7,7 @@ Departure: 1 − p, the density, is rounded to a multiple of 2⁻¹⁶ (but not 
 was really used, so that the mean of τ̂_t is τ_t.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,16 @@ from fusion.vectors import Layer, TaskVectors
 
 def dare(taus: TaskVectors, *, rng: Generator, density: Density = 0.1) -> TaskVectors:
     """The task vectors with a random fraction `density` (1 − p) of their coordinates, divided by it."""
-    seed, count = new_seed(rng), max(1, round(density * LEVELS))
+    return taus if density == 1 else taus.transform(partial(drop, new_seed(rng), density), coordinatewise=True)
 
-    def drop(run: Layer) -> Tensor:
-        taus = run.taus.reshape(len(run.taus), -1).cpu()
-        found = torch.empty_like(taus)
-        for tau, out in zip(taus, found, strict=True):
-            _drop(tau.numpy(), draw(seed, run, tau), count - LEVELS // 2, count / LEVELS, out.numpy())
-        return found.reshape(run.taus.shape).to(run.taus.device)
 
-    return taus if count == LEVELS else taus.transform(drop, coordinatewise=True)
+def drop(seed: int, density: float, layer: Layer) -> Tensor:
+    """τ̂ (T, *shape) of one layer or run, by draws that the seed makes."""
+    taus, count = layer.taus.reshape(len(layer.taus), -1).cpu(), max(1, round(density * LEVELS))
+    found = torch.empty_like(taus)
+    for tau, out in zip(taus, found, strict=True):
+        _drop(tau.numpy(), draw(seed, layer, tau), count - LEVELS // 2, count / LEVELS, out.numpy())
+    return found.reshape(layer.taus.shape).to(layer.taus.device)
 
 
 @compiled

@@ -62,8 +62,10 @@ def doge(
 def shared_subspace(taus: Tensor, subspace: int) -> Tensor:
     """B: (T, m, n) -> (m, k) with orthonormal columns."""
     rank = min(taus.shape[1:])
-    each = torch.cat([leading(tau, rank // len(taus))[0] for tau in taus], dim=1)
-    return leading(each, rank // subspace)[0]
+    of_each, of_all = rank // len(taus), rank // subspace
+    if not of_each or not of_all:
+        return taus.new_zeros(taus.shape[1], 0)
+    return leading(torch.cat([leading(tau, of_each).u for tau in taus], dim=1), of_all).u
 
 
 def modification(rows: Tensor, weights: Tensor, size: float, basis: Tensor, steps: int, lr: float) -> Tensor:

@@ -24,7 +24,7 @@ def knots(
     taus: TaskVectors,
     *,
     rng: Generator,
-    inner: Literal["ties", "task_arithmetic"] = "ties",
+    inner: Literal["ties", "dare", "task_arithmetic"] = "ties",
     density: Density = 0.2,
     scaling: Scaling = 0.6,
     aggregation: Literal["mean", "sum"] = "mean",
@@ -33,10 +33,10 @@ def knots(
 ) -> Merged:
     """The pre-trained model plus `scaling` (λ) times the tasks merged in their common left singular basis.
 
-    inner: how the coordinates are merged; 'task_arithmetic' is linear and so the same as without a basis. density,
-    aggregation, scope: those of ties, of the coordinates. singular_values: whether Σ belongs to the basis, U Σ and
-    V_t (the paper), or to the coordinates, U and Σ V_t (the authors' code). The default scaling and density are
-    theirs for ViT-B/32 of rank 16, with 'coordinates'.
+    inner: how the coordinates are merged; 'task_arithmetic' is linear and so the same as without a basis, 'dare' drops
+    a part 1 − density of them and adds the rest. density, aggregation, scope: those of ties, of the coordinates.
+    singular_values: whether Σ belongs to the basis, U Σ and V_t (the paper), or to the coordinates, U and Σ V_t (the
+    authors' code). The default scaling and density are theirs for ViT-B/32 of rank 16, with 'coordinates'.
     """
 
     def align(taus: Tensor) -> Aligned:
@@ -48,5 +48,5 @@ def knots(
         return Aligned(right * s[:, None], u, None)
 
     return merge_aligned(
-        taus, align, inner=inner, density=density, scaling=scaling, aggregation=aggregation, scope=scope
+        taus, align, rng=rng, inner=inner, density=density, scaling=scaling, aggregation=aggregation, scope=scope
     )

@@ -10,4 +10,6 @@ from fusion.vectors import Merged, TaskVectors
 
 def simple_average(taus: TaskVectors, *, rng: Generator) -> Merged:
     """The mean of the fine-tuned models."""
-    return taus.map(lambda layer: layer.taus.mean(0), coordinatewise=True)
+    return taus.map(
+        lambda layer: layer.taus.mean(0), coordinatewise=True, parts=lambda layer: layer.taus / len(layer.taus)
+    )

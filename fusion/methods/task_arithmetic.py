@@ -11,4 +11,6 @@ from fusion.vectors import Merged, TaskVectors
 
 def task_arithmetic(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 0.3) -> Merged:
     """The pre-trained model plus `scaling` (λ) times the sum of the task vectors."""
-    return taus.map(lambda layer: layer.taus.sum(0), scaling=scaling, coordinatewise=True)
+    return taus.map(
+        lambda layer: layer.taus.sum(0), scaling=scaling, coordinatewise=True, parts=lambda layer: layer.taus
+    )

@@ -7,9 +7,9 @@ Matena and Raffel, NeurIPS 2022, arXiv 2111.09832, section 2 (isotropic merging)
 import math
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from fusion.vectors import Merged, TaskVectors
+from fusion.vectors import Layer, Merged, TaskVectors
 
 
 def weighted_average(taus: TaskVectors, *, rng: Generator, weights: list[float] | None = None) -> Merged:
@@ -22,6 +22,11 @@ def weighted_average(taus: TaskVectors, *, rng: Generator, weights: list[float] 
     given = [1 / count] * count if weights is None else weights
     if len(given) != count or not math.isclose(math.fsum(given), 1, abs_tol=1e-6):
         raise ValueError(f"got weights {given}, expected {count}, one a task, that sum to 1")
-    return taus.map(
-        lambda layer: torch.tensordot(torch.tensor(given).to(layer.taus), layer.taus, dims=1), coordinatewise=True
-    )
+
+    def update(layer: Layer) -> Tensor:
+        return torch.tensordot(torch.tensor(given).to(layer.taus), layer.taus, dims=1)
+
+    def parts(layer: Layer) -> Tensor:
+        return torch.stack([weight * tau for weight, tau in zip(given, layer.taus, strict=True)])
+
+    return taus.map(update, coordinatewise=True, parts=parts)
