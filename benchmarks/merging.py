@@ -1,4 +1,5 @@
-"""Every method that needs no data, disk to disk, on random models of CLIP ViT-B/32's size: `python benchmarks/merging.py`.
+"""Every method that needs no data, disk to disk, on random models of CLIP ViT-B/32's size:
+`python benchmarks/merging.py`.
 
 The unit is the time in which `cat` reads the pre-trained and the fine-tuned files and `cp` writes one, in the same
 run; where there is a target, measured anew beside every merge, for it varies with what else the machine does. Each

@@ -66,17 +66,27 @@ def run(order: Order, stopping: Stopping) -> None:
             save(out, layout, _tensors(state.for_task(0), order, "", stopping), FORMAT)
         else:
             _write_folders(state, order, out, stopping)
-        text.write_text(card(order.recipe, _facts(order, layout, state, files), hashes()), encoding="utf-8")
+        cards = [text] if isinstance(state, Merged) else [text, *(out / n / "README.md" for n in _task_names(order))]
+        for path in cards:
+            path.write_text(card(order.recipe, _facts(order, layout, state, files), hashes()), encoding="utf-8")
+        for path in (order.out, order.card) if is_file else (order.out,):
+            if path.exists():
+                raise FileExistsError(f"{path} came to be while the models were merged, and is left as it is")
 
 
 def _write_folders(state: Merged | TaskModels, order: Order, out: Path, stopping: Stopping) -> None:
     """The model as a folder, or one sub-folder a task, in the order of the fine-tuned models."""
     if isinstance(state, Merged):
         return _write_folder(state, order, out, "", stopping)
-    for task, path in enumerate(order.finetuned):
-        name = f"{task}_{path.absolute().stem if path.is_file() else path.absolute().name}"
+    for task, name in enumerate(_task_names(order)):
         (out / name).mkdir()
         _write_folder(state.for_task(task), order, out / name, f"{name}: ", stopping)
+
+
+def _task_names(order: Order) -> list[str]:
+    """The sub-folder of every task's model: '0_food'."""
+    paths = [path.absolute() for path in order.finetuned]
+    return [f"{task}_{path.stem if path.is_file() else path.name}" for task, path in enumerate(paths)]
 
 
 def _write_folder(merged: Merged, order: Order, out: Path, what: str, stopping: Stopping) -> None:

@@ -18,9 +18,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from fusion import methods
 from fusion.artifacts import read_json, sha256
+from fusion.catalogue import recipe
 from fusion.checkpoint import INDEX, Checkpoint
 from fusion.cli import main
+from fusion.merging import Order, run
 from fusion.sharded import save_folder
+from fusion.stopping import Stopping
 from fusion.vectors import TaskVectors
 
 
@@ -99,7 +102,8 @@ def test_a_method_of_one_model_a_task_writes_one_folder_a_model(models: Path, tm
     merged = methods.merge("emr", taus, rng=torch.Generator())
     for task, name in enumerate(("0_a", "1_b")):
         assert_same(read(tmp_path / "out" / name), merged.for_task(task).tensors())
-    assert "parameters beyond those of one" in (tmp_path / "out/README.md").read_text()
+    for folder in ("out", "out/0_a", "out/1_b"):
+        assert "parameters beyond those of one" in (tmp_path / folder / "README.md").read_text()
 
 
 def test_a_method_of_one_model_a_task_does_not_fit_one_file(
@@ -233,6 +237,20 @@ def test_what_exists_is_never_written_over(models: Path, tmp_path: Path, capsys:
         assert f"{tmp_path / taken} exists; remove it or choose another name" in error(capsys)
     assert fuse(models, models / "a") == 2
     assert (tmp_path / "mine/thesis.tex").read_text() == (tmp_path / "two.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_what_comes_to_be_during_a_merge_is_left_as_it_is(name: str, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / name
+    out.mkdir()  # after the program has looked, before the merge ends
+    (out / "thesis.tex").write_text("mine")
+    order = Order(
+        recipe=recipe("simple_average", []), pretrained=models / "base", finetuned=[models / "a"], out=out, seed=0,
+        dtype=None, shard_bytes=1 << 30, quiet=True, command=["fusion"],
+    )  # fmt: skip
+    with Stopping() as stopping, pytest.raises(FileExistsError, match="is left as it is"):
+        run(order, stopping)
+    assert names(tmp_path) == {name} and names(out) == {"thesis.tex"}
 
 
 def test_a_folder_that_exists_is_refused_before_anything_is_read_even_if_it_is_empty(
