@@ -73,7 +73,7 @@ def table() -> str:
 def page(method: str) -> str:
     """All there is to know of an algorithm, or of each part of a pipeline."""
     found = []
-    for name in parts(_find(method)[0]):
+    for name in [method] if method in algorithms() else parts(_find(method)[0]):
         function = next(n for n in ast.parse((METHODS / f"{name}.py").read_text(encoding="utf-8")).body if _is(n, name))
         assert isinstance(function, ast.FunctionDef)
         lines = [f"{name} ({method_class(name)}, {kind(name)})", "", description(name), ""]
@@ -91,7 +91,8 @@ def _find(method: str) -> tuple[str, dict[str, Any]]:
     """
     names = parts(method)
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8")) if ROWS.is_file() else {}
-    if all(name in algorithms() for name in names) and (method not in rows or kind(method) == "merge"):
+    joined = method in rows and method in algorithms() and kind(method) != "merge"
+    if all(name in algorithms() for name in names) and not joined:
         return " + ".join(names), {}
     if len(names) > 1:
         require(names, algorithms(), "algorithm", "see 'fusion methods'")

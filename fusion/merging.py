@@ -70,7 +70,7 @@ def run(order: Order, stopping: Stopping) -> None:
         for path in cards:
             path.write_text(card(order.recipe, _facts(order, layout, state, files), hashes()), encoding="utf-8")
         for path in (order.out, order.card) if is_file else (order.out,):
-            if path.exists():
+            if path.exists() or path.is_symlink():
                 raise FileExistsError(f"{path} came to be while the models were merged, and is left as it is")
 
 

@@ -60,6 +60,9 @@ def check_order(pipeline: str) -> None:
     for part, what, before in zip(parts(pipeline)[1:], kinds[1:], kinds, strict=False):
         if what == "adjust" and before == "transform":
             raise ValueError(f"{pipeline!r}: {part} adjusts a merged model; expected a merging method before it")
+    for part in parts(pipeline)[1:]:
+        if "merged_grams" in needs(part):
+            raise ValueError(f"{pipeline!r}: {part} takes what fine-tuned models feed their layers; expected it first")
     for part in parts(pipeline)[:-1]:
         if _returned(part) == "TaskModels":
             raise ValueError(f"{pipeline!r}: {part} makes a model for every task; expected nothing after it")

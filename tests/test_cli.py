@@ -52,6 +52,7 @@ def test_an_algorithm_goes_before_a_row_of_its_name() -> None:
 
 def test_a_row_of_the_name_of_an_algorithm_that_does_not_merge_says_what_it_is_joined_with() -> None:
     found = catalogue.recipe("breadcrumbs", ["task_arithmetic.scaling=0.6"])
+    assert "task_arithmetic (data-free" not in catalogue.page("breadcrumbs")
     assert found.pipeline == "breadcrumbs + task_arithmetic" and found.values["task_arithmetic.scaling"] == 0.6
 
 

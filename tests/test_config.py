@@ -276,6 +276,7 @@ def test_a_pipeline_has_the_hyperparameters_of_its_parts_under_their_names() -> 
         ("lines + ties", "expected first task vectors"),
         ("dare + lines + ties", "lines adjusts a merged model; expected a merging method before it"),
         ("emr + lines", "emr makes a model for every task"),
+        ("dare + regmean_plus_plus", "takes what fine-tuned models feed their layers; expected it first"),
         ("dare + tiez", "unknown algorithm 'tiez'; did you mean 'ties'"),
     ],
 )

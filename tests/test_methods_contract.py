@@ -132,6 +132,14 @@ def test_the_parts_of_a_merged_task_vector_add_up_to_it(algorithm, shapes, count
         assert_close(merged.parts(layer).sum(0), merged.update(layer), rtol=1e-4, atol=1e-5)
 
 
+def test_the_parts_of_a_weighted_average_have_its_weights() -> None:
+    taus = TaskVectors(model([0.0, 0.0]), [model([4.0, 0.0]), model([0.0, 8.0])])
+    merged = merge("weighted_average", taus, weights=[0.75, 0.25])
+    assert isinstance(merged, Merged)
+    (layer,) = merged.task_vectors().layers()
+    assert layer.taus.tolist() == [[3.0, 0.0], [0.0, 2.0]]
+
+
 @obeying(ORDER_OF_TASKS)
 @on_any_shapes
 @given(shapes=shapes, count=counts, seed=seeds)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from fusion.artifacts import sha256
+from fusion.candidates import used
 from fusion.checkpoint import Checkpoint
 from fusion.data.tasks import TaskData
 from fusion.job import Job, run
@@ -204,6 +205,9 @@ def test_merged_inputs_say_what_they_are_and_how_layers_were_merged(world: World
         assert (facts["statistic"], facts["off_diagonal"]) == ("merged_gram", str(off_diagonal))
         assert float(facts["seconds"]) > 0
         assert {"config_hash", "code_version"} <= facts.keys()
+    for off_diagonal, own in zip((0.5, 0.95), found, strict=True):
+        assert used(found, "regmean_plus_plus", {"off_diagonal": off_diagonal}) == [own]
+        assert used(found, "regmean_plus_plus + lines", {"regmean_plus_plus.off_diagonal": off_diagonal}) == [own]
     first, second = ([name for name in found[0] if f"layer.{block}." in name] for block in (0, 1))
     assert all(torch.equal(found[0][name], found[1][name]) for name in first)  # nothing before it is merged
     assert not any(torch.equal(found[0][name], found[1][name]) for name in second)

@@ -223,6 +223,10 @@ def test_labelled_methods_take_statistics_that_rules_of_their_own_make_once(done
     assert set(tried["hyperparameters"]) == {'{"off_diagonal": 0.5}', '{"off_diagonal": 0.95}'}
     again = plan(done, run="labelled", fuse={"select_examples": 10}, **changes)
     assert again.rules["fuse"] == 3 and not again.rules.keys() & {"statistics", "merged_grams"}
+    turned = {"suites": {"tiny": {"tasks": list(tiny.TASKS)[::-1]}}} | grid
+    assert plan(done, run="labelled", **changes | {"define": turned}).rules["merged_grams"] == 2
+    more = plan(done, run="labelled", fuse={"statistics_examples": 5}, **changes)
+    assert more.rules["statistics"] == 2 * len(tiny.TASKS) and more.rules["merged_grams"] == 2
 
 
 def test_a_fine_tuning_killed_half_way_resumes_and_ends_with_the_same_bytes(done: Path) -> None:

@@ -34,9 +34,9 @@ def core_space(
 ) -> Merged:
     """The pre-trained model plus `scaling` (λ) times the tasks merged in their common left and right bases.
 
-    inner: how the core matrices are merged; 'task_arithmetic' is linear and so the same as without bases, 'dare' drops
-    a part 1 − density of their entries and adds the rest. density, aggregation, scope: those of ties, of the core
-    matrices. The defaults are those of the authors' code.
+    inner: how the core matrices are merged; 'task_arithmetic' is linear and so the same as without bases, 'dare' keeps
+    a part `density` of their entries at random, divided by it, and adds those up. density, aggregation, scope: those of
+    ties, of the core matrices. The defaults are those of the authors' code.
     """
     return merge_aligned(
         taus, align, rng=rng, inner=inner, density=density, scaling=scaling, aggregation=aggregation, scope=scope

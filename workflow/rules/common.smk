@@ -206,9 +206,9 @@ def fused(made=False):
     ]
 
 
-def kept(folder):
-    """A fused model's folder, deleted after its evaluation where the run keeps none."""
-    return folder if PLAN.config.keep_fused else temp(folder)
+def kept(path):
+    """What one fused model takes up, deleted when nothing needs it any more where the run keeps none."""
+    return path if PLAN.config.keep_fused else temp(path)
 
 
 def fused_model(w):

@@ -42,7 +42,9 @@ rule merged_grams:
         finetuned=suite_models,
         data=clean_data,
     output:
-        statistics=f"{RUN}/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.safetensors",
+        statistics=kept(
+            f"{RUN}/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.safetensors"
+        ),
     log:
         f"{RUN}/logs/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.log",
     benchmark:
@@ -60,6 +62,7 @@ rule merged_grams:
             "backbone": backbone(w.backbone),
             "space": w.space,
             "frozen": PLAN.rows.backbones[w.backbone].frozen,
+            "tasks": suite(w.suite),
             "off_diagonal": float(w.off_diagonal),
             "examples": PLAN.config.fuse.statistics_examples,
             "batch_size": PLAN.config.evaluate.batch_size,
