@@ -43,7 +43,6 @@ OTHER: dict[str, tuple[str, dict[str, Any]]] = {  # rows beside those of the def
     "knots, by layer": ("knots", {"scope": "layer"}),  # by default it aligns all matrices before it merges the first
 }
 PATIENCE = {  # seconds instead of the limit, for what merges nothing in so long, and for what is to merge all
-    "knots": 600.0,
     "pcb": 200.0,
     "doge": 100.0,
     "doge, 4 of 400 steps": 200.0,
