@@ -3,10 +3,9 @@
 
 The unit is the time in which `cat` reads the pre-trained and the fine-tuned files and `cp` writes one, in the same
 run; where there is a target, measured anew beside every merge, for it varies with what else the machine does. Each
-merge runs in a process of its own with the imports done, loops compiled and the files in the page cache; of one model
-a task it makes the first. What takes
-longer than `--limit` seconds is stopped between two tensors, and its time estimated from the parameters merged until
-then.
+merge runs in a process of its own with the imports done, loops compiled and the files in the page cache; of one
+model a task it makes the first. What takes longer than `--limit` seconds is stopped between two tensors, and its
+time estimated from the parameters merged until then.
 """
 
 import argparse

@@ -35,9 +35,9 @@ def knots(
 
     inner: how the coordinates are merged; 'task_arithmetic' is linear and so the same as without a basis, 'dare' keeps
     a part `density` of them at random, divided by it, and adds those up. density, aggregation, scope: those of ties, of
-    the coordinates.
-    singular_values: whether Σ belongs to the basis, U Σ and V_t (the paper), or to the coordinates, U and Σ V_t (the
-    authors' code). The default scaling and density are theirs for ViT-B/32 of rank 16, with 'coordinates'.
+    the coordinates. singular_values: whether Σ belongs to the basis, U Σ and V_t (the paper), or to the coordinates, U
+    and Σ V_t (the authors' code). The default scaling and density are theirs for ViT-B/32 of rank 16, with
+    'coordinates'.
     """
 
     def align(taus: Tensor) -> Aligned:

@@ -26,10 +26,9 @@ def merged_grams(job: Job) -> None:
     `off_diagonal` at which layers were merged, and the seconds that they took. NotApplicable for adapters.
     """
     settings, began = job.params["settings"], time.monotonic()
-    backbone, finetuned = open_backbone(job.input["model"], settings["backbone"]), map(Path, job.paths("finetuned"))
-    space = open_space(
-        settings["space"], Path(job.input["model"]), job.optional("init"), list(finetuned), settings["frozen"]
-    )
+    backbone, model = open_backbone(job.input["model"], settings["backbone"]), Path(job.input["model"])
+    finetuned = [Path(path) for path in job.paths("finetuned")]
+    space = open_space(settings["space"], model, job.optional("init"), finetuned, settings["frozen"])
     require_weights(backbone, space)
     inputs = [TaskData(Path(path)).inputs("train", settings["examples"]) for path in job.paths("data")]
     examples = [batched(backbone, one, settings["batch_size"]) for one in inputs]
