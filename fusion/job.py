@@ -45,11 +45,23 @@ def stage_function(name: str) -> Callable[[Job], None]:
 
 
 def run(job: Job) -> None:
-    """Runs the job's stage in this process; RuntimeError where it was given a GPU and sees none."""
+    """Runs the job's stage in this process, and writes beside its outputs what they were made from.
+
+    RuntimeError where the job was given a GPU and sees none; ValueError where its sources are not those that were
+    planned with, or changed while they were read.
+    """
+    record, look = import_module("fusion.record"), import_module("fusion.look")
     stage = stage_function(job.stage)
     if job.gpus:
         import_module("fusion.device").require_gpu(job.gpus)
+    inputs, sources = record.made_from(job), job.params.get("sources")
+    record.forget(job)
+    if sources:
+        look.require_same(sources, "since the run was planned")
     stage(job)
+    if sources:
+        look.require_same(sources, "while they were read")
+    record.write(job, inputs)
 
 
 def queue_seconds() -> float:

@@ -72,9 +72,8 @@ class SourceRow(Row):
         """The local files, or folders, that are read; none of an archive, a package or a hub."""
         if self.folder is None:
             return []
-        if isinstance(self.format, FolderFormat):  # a folder's time tells of its own files, not of those below
-            folders = [Path(self.folder) / file for file in self.files.values()]
-            return sorted(str(path) for folder in folders for path in folder.glob("*/"))
+        if isinstance(self.format, FolderFormat):
+            return [f"{self.folder}/{file}" for file in self.files.values()]
         names = [self.format.images, self.format.labels] if isinstance(self.format, ArraysFormat) else [""]
         return [f"{self.folder}/{file.replace('{}', name)}" for file in self.files.values() for name in names]
 

@@ -1,11 +1,14 @@
 from functools import cache
 
+from fusion import look, record
 from fusion.artifacts import digest, require_writable, sha256
 from fusion.plan import read
 from fusion.pipelines import parts
 from fusion.provenance import PACKAGE, code_hash
 from fusion.published import read_published, zero_shot
+from fusion.staleness import decide_by_records
 
+decide_by_records(workflow)
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
@@ -54,6 +57,54 @@ def task_settings(name):
     row, source = PLAN.rows.tasks[name], task_source(name)
     archives = [source.archive] if source.archive else []
     return row.model_dump() | {"sources": [source.model_dump()], "name": name, "archives": archives}
+
+
+@cache
+def task_files(name):
+    """What is in the files of a task's source, as far as the prepared data depends on it."""
+    return looked(lambda: task_source(name).paths(), data(name), f"task {name!r} (config/tasks.yaml)")
+
+
+@cache
+def pretrained_files(name):
+    """The same of a backbone's weights."""
+    paths = lambda: PLAN.rows.backbones[name].source().paths()
+    return looked(paths, pretrained(name), f"backbone {name!r} (config/backbones.yaml)")
+
+
+@cache
+def checkpoint_files(backbone, mode, task, seed):
+    """The same of a model that somebody else fine-tuned."""
+    paths = lambda: PLAN.checkpoint(backbone, mode, task).paths()
+    where = f"checkpoint of {task!r} for {backbone}, {mode} (config/checkpoints.yaml)"
+    return looked(paths, finetuned(backbone, mode, task, seed), where)
+
+
+def looked(paths, made, what):
+    """What the files hold. Where they are gone, what they held when `made` was made from them; else an error."""
+    try:
+        return look.look(paths(), PLAN.config.hash_sources)
+    except (OSError, ValueError) as error:
+        kept = record.sources(made)
+        if kept is None:
+            raise ValueError(f"{what}: {error}; its sources must be there until it is prepared") from error
+        return kept
+
+
+def check_sources():
+    """An error for the first task, backbone or checkpoint whose sources are missing and that is not prepared yet."""
+    for name in dict.fromkeys(task for suite in PLAN.config.suites for task in tested_tasks(suite)):
+        task_files(name)
+    for name in PLAN.config.backbones:
+        pretrained_files(name)
+    for row in TAKEN:
+        for task in PLAN.tasks:
+            for seed in PLAN.config.seeds:
+                checkpoint_files(row.backbone, row.mode, task, seed)
+
+
+def tested_tasks(suite):
+    return [*PLAN.rows.suites[suite].tasks, *PLAN.rows.suites[suite].unseen]
 
 
 @cache
@@ -107,7 +158,7 @@ def suite(name):
 
 def tested(wildcards):
     """The tasks that a suite's models are scored on."""
-    return [*suite(wildcards.suite), *PLAN.rows.suites[wildcards.suite].unseen]
+    return tested_tasks(wildcards.suite)
 
 
 def tested_data(wildcards):
@@ -247,3 +298,6 @@ def evaluation(method, method_class):
         }
 
     return settings
+
+
+check_sources()

@@ -39,6 +39,7 @@ rule prepare_task:
         stage="fusion.stages.prepare:prepare_task",
         code=code_hash("fusion.stages.prepare"),
         settings=lambda w: task_settings(w.task),
+        sources=lambda w: task_files(w.task),
     script:
         "../scripts/stage.py"
 
@@ -85,6 +86,7 @@ rule prepare_backbone:
         stage="fusion.stages.pretrained:prepare_backbone",
         code=code_hash("fusion.stages.pretrained"),
         settings=lambda w: pretrained_settings(w.backbone),
+        sources=lambda w: pretrained_files(w.backbone),
     script:
         "../scripts/stage.py"
 

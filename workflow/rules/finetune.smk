@@ -103,6 +103,7 @@ rule take_finetuned:
             "source": PLAN.checkpoint(w.backbone, w.mode, w.task).model_dump(),
             "frozen": PLAN.rows.backbones[w.backbone].frozen,
         },
+        sources=lambda w: checkpoint_files(w.backbone, w.mode, w.task, int(w.seed)),
     script:
         "../scripts/stage.py"
 

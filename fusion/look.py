@@ -1,0 +1,48 @@
+"""What source files hold, as far as results depend on it: compared before a run, whatever the clock says.
+
+A file of at most SMALL bytes counts by its content; a larger one, and every file of a folder of pictures, by its size
+and the time of its last change, unless a run asks for all contents (`hash_sources`). Hidden and system files do not
+count (`fusion.files`).
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fusion.artifacts import digest, sha256
+from fusion.files import walk
+
+SMALL = 64 << 20  # bytes, of which reading takes about 0.05 s
+
+
+def look(paths: Iterable[str], full: bool = False) -> dict[str, Any]:
+    """What is at the paths, files or folders: {paths, full, files: their number, digest}.
+
+    full: read every file, however large, and those of folders. ValueError naming a path that is not there.
+    """
+    paths = list(paths)
+    entries = [entry for path in paths for entry in _entries(path, full)]
+    return {"paths": paths, "full": full, "files": len(entries), "digest": digest(entries)}
+
+
+def require_same(seen: dict[str, Any], when: str) -> None:
+    """Raise ValueError where what is at the paths is no longer what `look` saw."""
+    now = look(seen["paths"], seen["full"])
+    if now["digest"] != seen["digest"]:
+        raise ValueError(f"the files of {', '.join(seen['paths'][:3])} changed {when}; run again")
+
+
+def _entries(path: str, full: bool) -> Iterator[tuple[Any, ...]]:
+    """(path, size, and time or content) of every file at a path; of one file without its folder."""
+    place = Path(path)
+    if place.is_dir():
+        for found in walk(place):
+            if found.kind == "file":
+                status = found.entry.stat()
+                yield found.path, status.st_size, sha256(found.entry.path) if full else status.st_mtime_ns
+    elif place.is_file():
+        status = place.stat()
+        read = full or status.st_size <= SMALL
+        yield place.name, status.st_size, sha256(place) if read else status.st_mtime_ns
+    else:
+        raise ValueError(f"no file or folder {path}")

@@ -1,0 +1,87 @@
+"""What a result was made from, written beside it as `.NAME.made.json`, and whether that is still so.
+
+A record holds hashes of the stage's parameters (settings, code, source files) and the identities of the inputs'
+records; its own identity is the hash of all that. So results tell by themselves what they are of, in another folder, on
+another machine, and without what Snakemake remembers in `.snakemake`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fusion.artifacts import digest, read_json, write_json
+from fusion.job import Job
+
+VERSION = 1  # of a record: one of another version counts as none
+
+
+def place(output: str | Path) -> Path:
+    """The record of an output file or folder."""
+    path = Path(output)
+    return path.with_name(f".{path.name}.made.json")
+
+
+def identity(path: str | Path) -> str:
+    """What the record of a result says that it was made from; '' where there is none that can be read."""
+    try:
+        found = read_json(place(path))
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("made")) if isinstance(found, dict) and found.get("version") == VERSION else ""
+
+
+def sources(output: str | Path) -> dict[str, Any] | None:
+    """What the files held that a result was made from (`fusion.look`); None where that is not known."""
+    if not Path(output).exists() or not identity(output):
+        return None
+    return read_json(place(output)).get("sources")
+
+
+def forget(job: Job) -> None:
+    """Remove the records of the job's outputs, which are about to be made anew."""
+    for output in job.output.values():
+        place(output).unlink(missing_ok=True)
+
+
+def write(job: Job, inputs: dict[str, list[str]]) -> None:
+    """Write the record of every output of a job that ended well; inputs: what `made_from` said when it began."""
+    found = {"version": VERSION, "stage": job.stage, "params": _params(job), "inputs": inputs}
+    if "sources" in job.params:
+        found["sources"] = job.params["sources"]
+    for output in job.output.values():
+        found["size"] = _size(output)
+        write_json(place(output), found | {"made": _made(job, inputs)})
+
+
+def made_from(job: Job) -> dict[str, list[str]]:
+    """The identities of the inputs by name, without those of files that have no record: sources."""
+    named = {name: [identity(path) for path in _list(paths)] for name, paths in job.input.items()}
+    return {name: found for name, found in named.items() if any(found)}
+
+
+def is_current(job: Job) -> bool:
+    """Whether every output that is there was made from the parameters and inputs that the job has now."""
+    made = _made(job, made_from(job))
+    there = [output for output in job.output.values() if Path(output).exists()]
+    return all(identity(output) == made and read_json(place(output)).get("size") == _size(output) for output in there)
+
+
+def _made(job: Job, inputs: dict[str, list[str]]) -> str:
+    return digest([VERSION, job.stage, _params(job), inputs])
+
+
+def _params(job: Job) -> dict[str, str]:
+    """A hash of each parameter; of source files what they hold, wherever they are."""
+    values = {name: value["digest"] if name == "sources" else value for name, value in job.params.items()}
+    return {name: digest(value) for name, value in sorted(values.items())}
+
+
+def _size(output: str | Path) -> int:
+    """Bytes of a file, or of the files directly in a folder: enough to see one that is cut short or exchanged."""
+    path = Path(output)
+    files: Iterable[Path] = (file for file in path.iterdir() if file.is_file()) if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
+
+
+def _list(paths: Any) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
