@@ -39,6 +39,8 @@ def _walk(folder: str, start: str, above: tuple[tuple[int, int], ...]) -> Iterat
         path = start + entry.name
         if is_system(entry.name):
             yield Found(path, "hidden or system file", entry)
+        elif entry.is_file():
+            yield Found(path, "file", entry)
         elif entry.is_dir():
             # a folder that is no link has no way back up
             identity = _identity(entry.stat())
@@ -46,8 +48,6 @@ def _walk(folder: str, start: str, above: tuple[tuple[int, int], ...]) -> Iterat
                 yield Found(path, "link in a circle", entry)
             else:
                 yield from _walk(entry.path, path + "/", (*above, identity))
-        elif entry.is_file():
-            yield Found(path, "file", entry)
         elif entry.is_symlink():
             yield Found(path, "broken link", entry)
 

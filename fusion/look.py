@@ -5,11 +5,12 @@ and the time of its last change, unless a run asks for all contents (`hash_sourc
 count (`fusion.files`).
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fusion.artifacts import digest, sha256
+from fusion.artifacts import sha256
 from fusion.files import walk
 
 SMALL = 64 << 20  # bytes, of which reading takes about 0.05 s
@@ -22,7 +23,9 @@ def look(paths: Iterable[str], full: bool = False) -> dict[str, Any]:
     """
     paths = list(paths)
     entries = [entry for path in paths for entry in _entries(path, full)]
-    return {"paths": paths, "full": full, "files": len(entries), "digest": digest(entries)}
+    # escaped, for a name may be no Unicode
+    found = hashlib.sha256("\n".join(entries).encode(errors="backslashreplace")).hexdigest()[:16]
+    return {"paths": paths, "full": full, "files": len(entries), "digest": found}
 
 
 def require_same(seen: dict[str, Any], when: str) -> None:
@@ -32,17 +35,17 @@ def require_same(seen: dict[str, Any], when: str) -> None:
         raise ValueError(f"the files of {', '.join(seen['paths'][:3])} changed {when}; run again")
 
 
-def _entries(path: str, full: bool) -> Iterator[tuple[Any, ...]]:
-    """(path, size, and time or content) of every file at a path; of one file without its folder."""
+def _entries(path: str, full: bool) -> Iterator[str]:
+    """Path, size, and time or content of every file at a path; of one file without its folder."""
     place = Path(path)
     if place.is_dir():
         for found in walk(place):
             if found.kind == "file":
                 status = found.entry.stat()
-                yield found.path, status.st_size, sha256(found.entry.path) if full else status.st_mtime_ns
+                yield f"{found.path!r} {status.st_size} {sha256(found.entry.path) if full else status.st_mtime_ns}"
     elif place.is_file():
         status = place.stat()
         read = full or status.st_size <= SMALL
-        yield place.name, status.st_size, sha256(place) if read else status.st_mtime_ns
+        yield f"{place.name!r} {status.st_size} {sha256(place) if read else status.st_mtime_ns}"
     else:
         raise ValueError(f"no file or folder {path}")

@@ -5,14 +5,14 @@ records; its own identity is the hash of all that. So results tell by themselves
 another machine, and without what Snakemake remembers in `.snakemake`.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fusion.artifacts import digest, read_json, write_json
+from fusion.artifacts import digest, read_json, sha256, write_json
 from fusion.job import Job
 
 VERSION = 1  # of a record: one of another version counts as none
+SMALL = 1 << 20  # bytes of an output that is hashed: tables, scores, heads
 
 
 def place(output: str | Path) -> Path:
@@ -49,7 +49,7 @@ def write(job: Job, inputs: dict[str, list[str]]) -> None:
     if "sources" in job.params:
         found["sources"] = job.params["sources"]
     for output in job.output.values():
-        found["size"] = _size(output)
+        found["content"] = _content(output)
         write_json(place(output), found | {"made": _made(job, inputs)})
 
 
@@ -63,7 +63,7 @@ def is_current(job: Job) -> bool:
     """Whether every output that is there was made from the parameters and inputs that the job has now."""
     made = _made(job, made_from(job))
     there = [output for output in job.output.values() if Path(output).exists()]
-    return all(identity(output) == made and read_json(place(output)).get("size") == _size(output) for output in there)
+    return all(identity(output) == made and read_json(place(output)).get("content") == _content(output) for output in there)
 
 
 def _made(job: Job, inputs: dict[str, list[str]]) -> str:
@@ -76,11 +76,12 @@ def _params(job: Job) -> dict[str, str]:
     return {name: digest(value) for name, value in sorted(values.items())}
 
 
-def _size(output: str | Path) -> int:
-    """Bytes of a file, or of the files directly in a folder: enough to see one that is cut short or exchanged."""
+def _content(output: str | Path) -> str:
+    """What tells an output that was cut short or exchanged: of a small file its hash, else the bytes of its files."""
     path = Path(output)
-    files: Iterable[Path] = (file for file in path.iterdir() if file.is_file()) if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files)
+    if path.is_dir():
+        return str(sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
+    return sha256(path) if path.stat().st_size <= SMALL else str(path.stat().st_size)
 
 
 def _list(paths: Any) -> list[str]:

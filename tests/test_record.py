@@ -1,0 +1,134 @@
+"""What results say that they were made from, and what source files count as."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fusion import look, record
+from fusion.artifacts import read_json
+from fusion.job import Job, run
+
+
+def copy(job: Job) -> None:
+    """A stage: output `a` is input `a` and the setting."""
+    text = Path(job.input["a"]).read_text() if "a" in job.input else ""
+    Path(job.output["a"]).write_text(text + str(job.params["settings"]))
+
+
+def job(folder: Path, number: int, settings: object = 1, **params: object) -> Job:
+    """The job that makes file `number` of a chain in the folder."""
+    given = {"a": str(folder / str(number - 1))} if number else {}
+    return Job("test_record:copy", given, {"a": str(folder / str(number))}, {"settings": settings, **params})
+
+
+def test_a_result_is_current_until_a_setting_an_input_or_its_own_file_is_another(tmp_path: Path) -> None:
+    for number in range(3):
+        run(job(tmp_path, number))
+    assert all(record.is_current(job(tmp_path, number)) for number in range(3))
+    assert not record.is_current(job(tmp_path, 1, settings=2))
+    run(job(tmp_path, 1, settings=2))
+    assert record.is_current(job(tmp_path, 0)) and not record.is_current(job(tmp_path, 2)), "its input is another now"
+    run(job(tmp_path, 1))
+    assert record.is_current(job(tmp_path, 2)), "the input is again what it was"
+    (tmp_path / "2").write_text("cut")
+    assert not record.is_current(job(tmp_path, 2))
+
+
+def test_a_copied_folder_is_current_and_one_without_a_record_is_not(tmp_path: Path) -> None:
+    for number in range(2):
+        run(job(tmp_path / "", number))
+    shutil.copytree(tmp_path, tmp_path.parent / "copy")
+    moved = tmp_path.parent / "copy"
+    os.utime(moved / "0")  # newer than what was made from it
+    assert record.is_current(job(moved, 1))
+    record.place(moved / "1").unlink()
+    assert not record.is_current(job(moved, 1))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0, "made": "x"}', "\0\0"])
+def test_a_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
+    run(job(tmp_path, 0))
+    record.place(tmp_path / "0").write_text(text)
+    assert not record.is_current(job(tmp_path, 0))
+
+
+def test_a_job_that_fails_leaves_no_record_of_what_was_there_before(tmp_path: Path) -> None:
+    run(job(tmp_path, 0))
+    failing = job(tmp_path, 0)
+    failing.params.pop("settings")
+    with pytest.raises(KeyError):
+        run(failing)
+    assert not record.place(tmp_path / "0").exists()
+
+
+def test_sources_that_changed_since_the_plan_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("1")
+    planned = job(tmp_path, 0, sources=look.look([str(tmp_path / "source")]))
+    run(planned)
+    assert read_json(record.place(tmp_path / "0"))["sources"]["files"] == 1
+    (tmp_path / "source").write_text("2")
+    with pytest.raises(ValueError, match=r"source changed since the run was planned; run again"):
+        run(planned)
+
+
+def test_a_small_file_counts_by_its_content_whatever_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    before = look.look([str(path)])["digest"]
+    os.utime(path, (0, 0))
+    assert look.look([str(path)])["digest"] == before
+    path.write_text("two")
+    os.utime(path, (0, 0))
+    assert look.look([str(path)])["digest"] != before
+
+
+def pictures(folder: Path) -> Path:
+    for number, name in enumerate(("warm/a.png", "warm/deep/b.png", "cold/c.png")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(str(number))
+    return folder
+
+
+@pytest.mark.parametrize("change", ["renamed classes", "overwritten", "added below", "removed", "same time, read whole"])
+def test_a_folder_of_pictures_tells_every_change_of_its_files(tmp_path: Path, change: str) -> None:
+    folder, full = pictures(tmp_path / "pictures"), change.endswith("whole")
+    before = look.look([str(folder)], full)["digest"]
+    if change == "renamed classes":
+        (folder / "warm").rename(folder / "x")
+        (folder / "cold").rename(folder / "warm")
+        (folder / "x").rename(folder / "cold")
+    elif change == "overwritten":
+        (folder / "warm/a.png").write_text("9")
+    elif change == "added below":
+        (folder / "warm/deep/d.png").write_text("new")
+    elif change == "removed":
+        (folder / "warm/deep/b.png").unlink()
+    else:
+        times = (folder / "warm/a.png").stat()
+        (folder / "warm/a.png").write_text("9")
+        os.utime(folder / "warm/a.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert look.look([str(folder)], full)["digest"] != before
+
+
+def test_what_an_operating_system_leaves_in_a_folder_does_not_count(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures")
+    before = look.look([str(folder)])
+    for name in (".DS_Store", "warm/Thumbs.db", "cold/._c.png", "__MACOSX/c.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / "warm/a.png").read_text()
+    assert look.look([str(folder)]) == before
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
+    folder, more = pictures(tmp_path / "pictures"), pictures(tmp_path / "more")
+    (folder / "warm/more").symlink_to(more)
+    (folder / "cold/up").symlink_to(folder)
+    assert look.look([str(folder)])["files"] == 6
+
+
+def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no file or folder .*nowhere"):
+        look.look([str(tmp_path / "nowhere")])
