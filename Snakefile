@@ -15,6 +15,11 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    for line in said_of_sources():
+        logger.info(line)
+
+
 localrules:  # what takes seconds, and what needs the network: cluster jobs run without one
     all,
     finetune,

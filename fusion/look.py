@@ -22,10 +22,14 @@ def look(paths: Iterable[str], full: bool = False) -> dict[str, Any]:
     full: read every file, however large, and those of folders. ValueError naming a path that is not there.
     """
     paths = list(paths)
-    entries = [entry for path in paths for entry in _entries(path, full)]
-    # escaped, for a name may be no Unicode
-    found = hashlib.sha256("\n".join(entries).encode(errors="backslashreplace")).hexdigest()[:16]
+    entries = listing(paths, full)
+    found = hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
     return {"paths": paths, "full": full, "files": len(entries), "digest": found}
+
+
+def listing(paths: Iterable[str], full: bool) -> list[str]:
+    """A line for every file at the paths, of what `look` makes its digest of."""
+    return [entry for path in paths for entry in _entries(path, full)]
 
 
 def require_same(seen: dict[str, Any], when: str) -> None:
@@ -42,10 +46,10 @@ def _entries(path: str, full: bool) -> Iterator[str]:
         for found in walk(place):
             if found.kind == "file":
                 status = found.entry.stat()
-                yield f"{found.path!r} {status.st_size} {sha256(found.entry.path) if full else status.st_mtime_ns}"
+                yield f"{found.path!a} {status.st_size} {sha256(found.entry.path) if full else status.st_mtime_ns}"
     elif place.is_file():
         status = place.stat()
         read = full or status.st_size <= SMALL
-        yield f"{place.name!r} {status.st_size} {sha256(place) if read else status.st_mtime_ns}"
+        yield f"{place.name!a} {status.st_size} {sha256(place) if read else status.st_mtime_ns}"
     else:
         raise ValueError(f"no file or folder {path}")

@@ -8,7 +8,8 @@ another machine, and without what Snakemake remembers in `.snakemake`.
 from pathlib import Path
 from typing import Any
 
-from fusion.artifacts import digest, read_json, sha256, write_json
+from fusion import look
+from fusion.artifacts import digest, new_file, read_json, sha256, write_json
 from fusion.job import Job
 
 VERSION = 1  # of a record: one of another version counts as none
@@ -37,6 +38,19 @@ def sources(output: str | Path) -> dict[str, Any] | None:
     return read_json(place(output)).get("sources")
 
 
+def new_files(output: str | Path, seen: dict[str, Any]) -> int:
+    """How many of the files that were seen are not as they were when the output was made; all where none was."""
+    kept = sources(output)
+    if kept and kept["digest"] == seen["digest"]:
+        return 0
+    known = _listing(output).read_text(encoding="utf-8").split("\n") if _listing(output).is_file() else []
+    return len(set(look.listing(seen["paths"], seen["full"])) - set(known))
+
+
+def _listing(output: str | Path) -> Path:
+    return place(output).with_suffix(".files")
+
+
 def forget(job: Job) -> None:
     """Remove the records of the job's outputs, which are about to be made anew."""
     for output in job.output.values():
@@ -46,9 +60,11 @@ def forget(job: Job) -> None:
 def write(job: Job, inputs: dict[str, list[str]]) -> None:
     """Write the record of every output of a job that ended well; inputs: what `made_from` said when it began."""
     found = {"version": VERSION, "stage": job.stage, "params": _params(job), "inputs": inputs}
-    if "sources" in job.params:
-        found["sources"] = job.params["sources"]
     for output in job.output.values():
+        if seen := job.params.get("sources"):
+            found["sources"] = seen
+            with new_file(_listing(output)) as temporary:
+                temporary.write_text("\n".join(look.listing(seen["paths"], seen["full"])), encoding="utf-8")
         found["content"] = _content(output)
         write_json(place(output), found | {"made": _made(job, inputs)})
 
@@ -63,7 +79,9 @@ def is_current(job: Job) -> bool:
     """Whether every output that is there was made from the parameters and inputs that the job has now."""
     made = _made(job, made_from(job))
     there = [output for output in job.output.values() if Path(output).exists()]
-    return all(identity(output) == made and read_json(place(output)).get("content") == _content(output) for output in there)
+    return all(
+        identity(output) == made and read_json(place(output)).get("content") == _content(output) for output in there
+    )
 
 
 def _made(job: Job, inputs: dict[str, list[str]]) -> str:

@@ -91,7 +91,9 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", ["renamed classes", "overwritten", "added below", "removed", "same time, read whole"])
+@pytest.mark.parametrize(
+    "change", ["renamed classes", "overwritten", "added below", "removed", "same time, read whole"]
+)
 def test_a_folder_of_pictures_tells_every_change_of_its_files(tmp_path: Path, change: str) -> None:
     folder, full = pictures(tmp_path / "pictures"), change.endswith("whole")
     before = look.look([str(folder)], full)["digest"]
@@ -101,7 +103,7 @@ def test_a_folder_of_pictures_tells_every_change_of_its_files(tmp_path: Path, ch
         (folder / "x").rename(folder / "cold")
     elif change == "overwritten":
         (folder / "warm/a.png").write_text("9")
-    elif change == "added below":
+    elif change == "added":
         (folder / "warm/deep/d.png").write_text("new")
     elif change == "removed":
         (folder / "warm/deep/b.png").unlink()
@@ -130,5 +132,5 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no file or folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"no file or folder .*nowhere"):
         look.look([str(tmp_path / "nowhere")])

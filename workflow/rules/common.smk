@@ -103,6 +103,16 @@ def check_sources():
                 checkpoint_files(row.backbone, row.mode, task, seed)
 
 
+def said_of_sources():
+    """A line for every task and model: how many local source files were looked at, and how many were new."""
+    tasks = dict.fromkeys(task for suite in PLAN.config.suites for task in tested_tasks(suite))
+    seen = {name: (task_files(name), data(name)) for name in tasks}
+    seen |= {name: (pretrained_files(name), pretrained(name)) for name in PLAN.config.backbones}
+    for name, (found, made) in seen.items():
+        if found["files"]:
+            yield f"{name}: looked at {found['files']:,} source files, {record.new_files(made, found):,} new or changed"
+
+
 def tested_tasks(suite):
     return [*PLAN.rows.suites[suite].tasks, *PLAN.rows.suites[suite].unseen]
 
