@@ -1,8 +1,8 @@
 """What source files hold, as far as results depend on it: compared before a run, whatever the clock says.
 
-A file of at most SMALL bytes counts by its content; a larger one, and every file of a folder of pictures, by its size
-and the time of its last change, unless a run asks for all contents (`hash_sources`). Hidden and system files do not
-count (`fusion.files`).
+A file of at most SMALL bytes counts by its content, and so do the files of a folder of pictures that has FEW files of
+as many bytes in all. Larger ones count by size and the time of the last change, unless a run asks for all contents
+(`hash_sources`). Hidden and system files do not count (`fusion.files`).
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from fusion.artifacts import sha256
 from fusion.files import walk
 
 SMALL = 64 << 20  # bytes, of which reading takes about 0.05 s
+FEW = 5_000  # files, of which opening takes about 0.2 s
 
 
 def look(paths: Iterable[str], full: bool = False) -> dict[str, Any]:
@@ -43,13 +44,11 @@ def _entries(path: str, full: bool) -> Iterator[str]:
     """Path, size, and time or content of every file at a path; of one file without its folder."""
     place = Path(path)
     if place.is_dir():
-        for found in walk(place):
-            if found.kind == "file":
-                status = found.entry.stat()
-                yield f"{found.path!a} {status.st_size} {sha256(found.entry.path) if full else status.st_mtime_ns}"
+        files = [(found.path, found.entry.path, found.entry.stat()) for found in walk(place) if found.kind == "file"]
     elif place.is_file():
-        status = place.stat()
-        read = full or status.st_size <= SMALL
-        yield f"{place.name!a} {status.st_size} {sha256(place) if read else status.st_mtime_ns}"
+        files = [(place.name, path, place.stat())]
     else:
         raise ValueError(f"no file or folder {path}")
+    read = full or (len(files) <= FEW and sum(status.st_size for *_, status in files) <= SMALL)
+    for name, file, status in files:
+        yield f"{name!a} {status.st_size} {sha256(file) if read else status.st_mtime_ns}"

@@ -88,6 +88,7 @@ def pictures(folder: Path) -> Path:
     for number, name in enumerate(("warm/a.png", "warm/deep/b.png", "cold/c.png")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(str(number))
+        os.utime(folder / name, (number, number))
     return folder
 
 
