@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image as PIL
 from pydantic import ValidationError
@@ -172,6 +172,48 @@ def test_a_data_set_in_the_hubs_format_is_read_and_a_label_out_of_range_is_an_er
     assert frames["train"].attrs["commit"] is None  # it is in a local folder
     with pytest.raises(ValueError, match=r"has no column \['img'\]; it has \['image', 'label'\]"):
         read(hub_row(tmp_path, image="img"), {})
+
+
+def labelled(folder: Path, labels: list[Any], kind: Any, classes: dict[str, str]) -> TaskRow:
+    """The row of a data set of grey pictures in a folder; picture i has the grey value i."""
+    images = [{"bytes": encoded(np.full((1, 1), i, np.uint8)), "path": None} for i in range(len(labels))]
+    data = Dataset.from_dict({"image": images, "label": labels}, features=Features({"image": Image(), "label": kind}))
+    folder.mkdir()
+    data.to_parquet(folder / "train.parquet")
+    source = {"hub": str(folder), "files": {"all": "train"}, "format": {"kind": "hub"}}
+    return TaskRow(modality="image", sources=[source], classes=classes, prompt="{}")  # type: ignore[arg-type]
+
+
+def classes_of(task: TaskRow) -> list[str]:
+    return [list(task.classes)[label] for label in read(task, {})["all"]["label"]]
+
+
+def test_labels_of_a_hub_are_taken_by_name_where_its_names_are_the_keys_in_another_order(tmp_path: Path) -> None:
+    classes = {"warm": "w", "cafe\u0301": "c"}
+    number = labelled(tmp_path / "a", [0, 1, 1], ClassLabel(names=["caf\u00e9", "warm"]), classes)
+    text = labelled(tmp_path / "b", ["caf\u00e9", "warm", "warm"], Value("string"), classes)
+    assert classes_of(number) == classes_of(text) == ["cafe\u0301", "warm", "warm"]
+
+
+def test_labels_of_a_hub_are_taken_by_their_order_where_no_name_is_a_key_and_that_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = labelled(tmp_path / "a", [0, 1] * 20, ClassLabel(names=["Hund", "Katze"]), {"1": "dog", "0": "cat"})
+    assert classes_of(task)[:2] == ["1", "0"]
+    prepared(tmp_path / "out", task)
+    assert capsys.readouterr().out.count("by their order, '1' is its 'Hund', '0' is its 'Katze'") == 1
+
+
+@pytest.mark.parametrize("names", [["cold", "hot"], ["Cold", "Warm"], ["cold", "warm", "mild"]])
+def test_names_of_a_hub_that_are_the_keys_in_part_are_an_error_with_both_lists(
+    tmp_path: Path, names: list[str]
+) -> None:
+    task = labelled(tmp_path / "a", [0, 1], ClassLabel(names=names), {"warm": "w", "cold": "c"})
+    with pytest.raises(ValueError, match=re.escape(f"the classes {names}, `classes` has the keys ['warm', 'cold']")):
+        read(task, {})
+    strings = labelled(tmp_path / "b", ["warm", "hot"], Value("string"), {"warm": "w", "cold": "c"})
+    with pytest.raises(ValueError, match=r"labels outside the classes \['warm', 'cold'\]: 'hot' \(1 rows\)"):
+        read(strings, {})
 
 
 def cached(home: Path, commit: str, seed: int) -> None:

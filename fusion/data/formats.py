@@ -73,7 +73,11 @@ class FolderFormat(Row):
 
 
 class HubFormat(Row):
-    """A split of a hub's data set: the names of its columns. Labels are class indices in the order of `classes`."""
+    """A split of a hub's data set: the names of its columns.
+
+    Labels are class names, or numbers of names of the data set's own; the keys of `classes` are these names in any
+    order. Where no name is a key, the numbers are indices in the order of `classes`.
+    """
 
     kind: Literal["hub"]
     image: str = "image"

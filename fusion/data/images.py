@@ -5,6 +5,7 @@ import hashlib
 import io
 import pickle
 import struct
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -114,6 +115,11 @@ def in_folders(folder: Path) -> Iterator[tuple[Stored, str]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix.lower() in SUFFIXES and path.parent != folder:
             yield Stored.at(path.read_bytes), path.relative_to(folder).parts[0]
+
+
+def same_name(name: str) -> str:
+    """The name in the one spelling (NFC) of those that look the same: macOS writes 'é' as two characters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def unzipped(content: bytes) -> bytes:

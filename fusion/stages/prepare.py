@@ -62,6 +62,7 @@ def prepare_task(job: Job) -> None:
         raise ValueError(f"task {name}: {error}") from error
     commit = next(iter(frames.values())).attrs.get("commit")
     _suggest_pin(name, task, commit)
+    _say_what_orders_labels(name, task, next(iter(frames.values())).attrs.get("other_names"))
     disable_progress_bars()  # they are drawn into the log, one a split
     with artifacts.new_folder(job.output["data"]) as folder:
         _write(splits, list(task.classes), folder)
@@ -103,6 +104,14 @@ def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
     if commit and source.revision is None:
         where = f"write `revision: {commit}` into its source of `hub: {source.hub}`"
         progress(f"{name} was read at the commit that the hub had; to read the same again, {where} (config/tasks.yaml)")
+
+
+def _say_what_orders_labels(name: str, task: TaskRow, other_names: list[str] | None) -> None:
+    """Says which class is taken for which, where a hub's names of the classes are not those of the row."""
+    if other_names:
+        pairs = [f"{key!r} is its {other!r}" for key, other in zip(task.classes, other_names, strict=True)]
+        more = f" … {len(pairs)} in all" if len(pairs) > 3 else ""
+        progress(f"{name}: no class of the hub is a key of `classes`; by their order, {', '.join(pairs[:3])}{more}")
 
 
 def _info(
