@@ -142,15 +142,61 @@ def test_a_local_copy_of_a_task_is_read_instead_of_the_hubs(tmp_path: Path, monk
 
 
 def test_folders_of_picture_files_are_read_by_class_and_other_files_are_not(tmp_path: Path) -> None:
-    for split, label in (("train", "0"), ("train", "1"), ("test", "1")):
+    for split, label in (("train", "0"), ("train", "1"), ("test", "0"), ("test", "1")):
         (tmp_path / split / label).mkdir(parents=True)
         (tmp_path / split / label / "a.png").write_bytes(png(PIL.new("RGB", (2, 2), (int(label), 0, 0))))
     (tmp_path / "train/0/notes.txt").write_text("no picture")
     frames = read(row(tmp_path, {"train": "train", "test": "test"}, FOLDERS), {})
     assert frames["train"]["label"].tolist() == [0, 1]
-    assert frames["test"]["label"].tolist() == [1]
+    assert frames["test"]["label"].tolist() == [0, 1]
+    assert frames["train"].attrs["skipped"] == {"not a picture": 1}
     with pytest.raises(ValueError, match=r"no folder .*/trian; the format 'image_folder'"):
         read(row(tmp_path, {"train": "trian", "test": "test"}, FOLDERS), {})
+
+
+def test_linked_folders_are_followed_and_what_is_skipped_is_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours(tmp_path)
+    top = tmp_path / "all"
+    (top / "1").rename(tmp_path / "elsewhere")
+    (top / "1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/m.png").write_bytes(png(PIL.new("RGB", (2, 2), (99, 0, 0))))
+    (top / "0/more").symlink_to(tmp_path / "more")
+    (top / "0/up").symlink_to(top)
+    (top / "0/gone.png").symlink_to(tmp_path / "nothing")
+    (top / "__MACOSX").mkdir()
+    for name in ("0/._0.png", ".DS_Store", "0/Thumbs.db", "0/notes.txt", "a.png"):
+        (top / name).write_bytes(b"no picture")
+    data = prepared(tmp_path / "out", row(tmp_path, {"all": "all"}, FOLDERS))
+    assert sum(len(data.labels(split)) for split in ("train", "val", "test")) == 17
+    assert data.info["skipped"] == {
+        "hidden or system file": 4,
+        "beside the class folders": 1,
+        "link in a circle": 1,
+        "broken link": 1,
+        "not a picture": 1,
+    }
+    assert "pets: skipped 8 files: 4 hidden or system file, " in capsys.readouterr().out
+
+
+def test_class_folders_that_are_not_the_classes_are_an_error_with_both_lists(tmp_path: Path) -> None:
+    colours(tmp_path)
+    (tmp_path / "all/1").rename(tmp_path / "all/2")
+    expected = (
+        "has the class folders ['0', '2'], `classes` has the keys ['0', '1']; "
+        "without a class are ['2'], without a folder ['1']"
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        read(row(tmp_path, {"all": "all"}, FOLDERS), {})
+
+
+def test_class_folders_are_found_in_whatever_unicode_form_they_are_named(tmp_path: Path) -> None:
+    colours(tmp_path)
+    (tmp_path / "all/1").rename(tmp_path / "all/cafe\u0301")
+    task = row(tmp_path, {"all": "all"}, FOLDERS).model_copy(update={"classes": {"0": "a", "caf\u00e9": "b"}})
+    assert sorted(read(task, {})["all"]["label"]) == [0] * 8 + [1] * 8
 
 
 def hub_row(path: Path, revision: str | None = None, **form: str) -> TaskRow:

@@ -67,7 +67,7 @@ class ArraysFormat(Row):
 
 
 class FolderFormat(Row):
-    """Picture files in one subfolder a class, named as the classes; what other files are there is not read."""
+    """Picture files in one subfolder a class, named as the classes; other files there are counted and not read."""
 
     kind: Literal["image_folder"]
 

@@ -8,7 +8,8 @@ import struct
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fusion.data.formats import PixelsFormat
+from fusion.files import is_system, walk
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of large pictures and odd metadata: what matters is an error
 
@@ -29,15 +31,19 @@ IDX_BYTES = 0x08  # the type code of unsigned bytes in an IDX file
 
 @dataclass(frozen=True, order=True)
 class Stored:
-    """An encoded picture where its source has it: `key`, the SHA-256 of its bytes, and how to read those."""
+    """An encoded picture where its source has it.
+
+    key: the SHA-256 of its bytes; read: returns those; name: where they are, for messages, '' if nowhere of their own.
+    """
 
     key: str
     read: Callable[[], bytes] = field(compare=False)
+    name: str = field(default="", compare=False)
 
     @classmethod
-    def at(cls, read: Callable[[], bytes]) -> "Stored":
+    def at(cls, read: Callable[[], bytes], name: str = "") -> "Stored":
         """What `read` returns, looked at once and not held."""
-        return cls(hashlib.sha256(read()).hexdigest(), read)
+        return cls(hashlib.sha256(read()).hexdigest(), read, name)
 
     def content(self, name: str) -> bytes:
         """The bytes; ValueError with the name where they are no longer those that the key is of."""
@@ -110,11 +116,37 @@ def arrays(images: bytes, labels: bytes, name: str) -> Iterator[tuple[Stored, st
     return ((held(encoded(one)), str(label)) for one, label in zip(pictures, classes.tolist(), strict=True))
 
 
-def in_folders(folder: Path) -> Iterator[tuple[Stored, str]]:
-    """Every picture file in the subfolders of a folder, with the name of its subfolder."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix.lower() in SUFFIXES and path.parent != folder:
-            yield Stored.at(path.read_bytes), path.relative_to(folder).parts[0]
+def in_folders(folder: Path, classes: Sequence[str]) -> tuple[list[tuple[Stored, str]], Counter[str]]:
+    """Every picture file in the subfolders of a folder with the name of its subfolder; how many files of each kind
+    were skipped.
+
+    Links are followed. ValueError where the subfolders are not those of the classes.
+    """
+    _check_folders(folder, classes)
+    pictures, skipped = [], Counter[str]()
+    for found in walk(folder):
+        label, slash, _ = found.path.partition("/")
+        if found.kind != "file":
+            skipped[found.kind] += 1
+        elif not slash:
+            skipped["beside the class folders"] += 1
+        elif Path(found.path).suffix.lower() not in SUFFIXES:
+            skipped["not a picture"] += 1
+        else:
+            path = Path(found.entry.path)
+            pictures.append((Stored.at(path.read_bytes, str(path)), label))
+    return pictures, skipped
+
+
+def _check_folders(folder: Path, classes: Sequence[str]) -> None:
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_system(path.name))
+    there, expected = set(map(same_name, folders)), set(map(same_name, classes))
+    if there != expected:
+        raise ValueError(
+            f"{folder} has the class folders {folders}, `classes` has the keys {list(classes)}; without a class are "
+            f"{sorted(there - expected)}, without a folder {sorted(expected - there)}: rename, add or remove them "
+            "there or in `classes` (config/tasks.yaml)"
+        )
 
 
 def same_name(name: str) -> str:

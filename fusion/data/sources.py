@@ -34,6 +34,7 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
 
     text: str; image: Stored, not held. Frames of a hub have the commit that was read in `attrs["commit"]`, None if that
     cannot be known, and in `attrs["other_names"]` the class names there, if no key of the row's is among them.
+    Those of folders have in `attrs["skipped"]` how many files of each kind were not read.
     ValueError if the source, a file, a column or a label is not as the row says.
     """
     source, column = task.source(), task.modality
@@ -44,6 +45,9 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
             data, commit = hub.open_split(source.place, source.config, source.revision, file)
             rows = list(hub.examples(data, name, source.format, list(task.classes)))
             facts = {"commit": commit, "other_names": hub.other_names(data, source.format, list(task.classes))}
+        elif isinstance(source.format, FolderFormat):
+            rows, skipped = images.in_folders(_folder(source, file), list(task.classes))
+            facts = {"skipped": skipped}
         else:
             rows = list(_rows(source, file, archives, name))
         inputs, labels = [found for found, _ in rows], [label for _, label in rows]
@@ -74,10 +78,8 @@ def _rows(
             return images.arrays(
                 content(file.replace("{}", form.images)), content(file.replace("{}", form.labels)), name
             )
-        case FolderFormat():
-            return images.in_folders(_folder(source, file))
-        case HubFormat():
-            raise AssertionError("a data set of a hub has no files")
+        case FolderFormat() | HubFormat():
+            raise AssertionError(f"{name} is read as a whole")
 
 
 def _folder(source: SourceRow, file: str) -> Path:

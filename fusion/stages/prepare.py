@@ -63,10 +63,12 @@ def prepare_task(job: Job) -> None:
     commit = next(iter(frames.values())).attrs.get("commit")
     _suggest_pin(name, task, commit)
     _say_what_orders_labels(name, task, next(iter(frames.values())).attrs.get("other_names"))
+    skipped = sum((frame.attrs.get("skipped", Counter[str]()) for frame in frames.values()), Counter[str]())
+    _say_what_was_skipped(name, skipped)
     disable_progress_bars()  # they are drawn into the log, one a split
     with artifacts.new_folder(job.output["data"]) as folder:
         _write(splits, list(task.classes), folder)
-        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped, commit))
+        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped, skipped, commit))
     progress(f"{name}: " + ", ".join(f"{len(frame):,} {split}" for split, frame in splits.items()))
 
 
@@ -114,8 +116,19 @@ def _say_what_orders_labels(name: str, task: TaskRow, other_names: list[str] | N
         progress(f"{name}: no class of the hub is a key of `classes`; by their order, {', '.join(pairs[:3])}{more}")
 
 
+def _say_what_was_skipped(name: str, skipped: Counter[str]) -> None:
+    if total := skipped.total():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common())
+        progress(f"{name}: skipped {total} file{'s' * (total > 1)}: {kinds}")
+
+
 def _info(
-    name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped: Dropped, commit: str | None
+    name: str,
+    task: TaskRow,
+    splits: Mapping[str, pd.DataFrame],
+    dropped: Dropped,
+    skipped: Mapping[str, int],
+    commit: str | None,
 ) -> dict[str, Any]:
     classes = list(task.classes)
     counts = {key: Counter(classes[label] for label in frame["label"]) for key, frame in splits.items()}
@@ -127,6 +140,7 @@ def _info(
         "prompts": task.prompts,
         "counts": {key: {c: count[c] for c in classes} for key, count in counts.items()},
         "dropped": dropped,
+        "skipped": dict(skipped),
         "fingerprint": fingerprint(splits),
         "source": task.source().model_dump(exclude_none=True) | ({"commit": commit} if commit else {}),
     }
