@@ -308,12 +308,19 @@ def test_a_cap_takes_a_prefix_of_the_shuffled_split() -> None:
         ({"train": numbered(9), "test": numbered(0)}, "'test' is empty"),
         ({"all": numbered(0)}, "'train' is empty"),
         ({"train": numbered(4), "test": numbered(9)}, "'train' is empty.*'in_another_split': 4"),
+        ({"train": numbered(9), "test": frame(("x", 0))}, "'test' has 1 class in 1 examples"),
         ({"all": frame(("a", 0), ("b", 1), ("c", 1), ("d", 1))}, r"'r' \(1\) have too few"),
     ],
 )
 def test_one_class_an_empty_split_and_a_class_too_rare_are_errors(frames: dict[str, pd.DataFrame], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         split(frames, "rb")
+
+
+def test_a_class_that_an_official_split_lacks_is_an_error_that_names_both() -> None:
+    whole, test = frame(*((f"text {i}", i % 3) for i in range(30))), frame(("x", 0), ("y", 1))
+    with pytest.raises(ValueError, match=r"split 'test' has no example of the classes \['g'\]"):
+        split({"train": whole, "test": test}, "rbg")
 
 
 def test_a_failed_preparation_names_the_task_and_leaves_no_folder(data: Path) -> None:

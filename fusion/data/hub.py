@@ -76,10 +76,8 @@ def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]
     for number, label in enumerate(data[form.label]):
         if not isinstance(label, str) and not 0 <= int(label) < len(names):
             raise ValueError(f"{name}: label {label} of {len(names)} classes; check `classes` (config/tasks.yaml)")
-        yield (
-            Stored.at(partial(_content, pictures, form.image, number)),
-            label if isinstance(label, str) else names[int(label)],
-        )
+        picture = _stored(pictures, form.image, f"{name} row {number}", number)
+        yield picture, label if isinstance(label, str) else names[int(label)]
 
 
 def other_names(data: "Dataset", form: HubFormat, classes: Sequence[str]) -> list[str]:
@@ -114,6 +112,12 @@ def _own_names(data: "Dataset", form: HubFormat) -> list[str]:
 
 def _folded(name: str) -> str:
     return same_name(name).strip().casefold()
+
+
+def _stored(pictures: Any, column: str, name: str, number: int) -> Stored:
+    """A picture that is called by its row, and its file where it has one."""
+    path = pictures[number][column]["path"]
+    return Stored.at(partial(_content, pictures, column, number), name + (f" ({path})" if path else ""))
 
 
 def _content(pictures: Any, column: str, number: int) -> bytes:

@@ -56,8 +56,7 @@ def prepare_task(job: Job) -> None:
         seed, caps = task.split_seed, {str(key): n for key, n in task.max_examples.items()}
         splits, dropped = split(frames, list(task.classes), seed=seed, max_examples=caps, whole_test=task.whole_test)
         if task.modality == "image":
-            for key, frame in splits.items():
-                check(_pictures(key, frame), frame["label"], len(task.classes))
+            check(list(_to_decode(splits, task)))
     except ValueError as error:
         raise ValueError(f"task {name}: {error}") from error
     commit = next(iter(frames.values())).attrs.get("commit")
@@ -97,7 +96,22 @@ def _examples(split: str, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _pictures(split: str, frame: pd.DataFrame) -> Iterator[Picture]:
-    return (Picture(f"{split}/{i}", one.content(f"{split}/{i}")) for i, one in enumerate(frame["image"]))
+    return (Picture(name, stored.content(name)) for name, stored in _named(split, frame))
+
+
+def _named(split: str, frame: pd.DataFrame) -> Iterator[tuple[str, Stored]]:
+    """Every picture of a split with its name in messages: where it is, or its place in the split."""
+    return ((stored.name or f"{split}/{i}", stored) for i, stored in enumerate(frame["image"]))
+
+
+def _to_decode(splits: Mapping[str, pd.DataFrame], task: TaskRow) -> Iterator[tuple[str, Stored]]:
+    """The pictures to look at: all, or the first of each class of a split; those made from numbers are all alike."""
+    every = getattr(task.source().format, "decode", "first") == "all"
+    for key, frame in splits.items():
+        repeated = frame["label"].duplicated()
+        for named, later in zip(_named(key, frame), repeated, strict=True):
+            if every or not later:
+                yield named
 
 
 def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
