@@ -1,5 +1,7 @@
 """From package archives and local folders to one Arrow layout: worked examples, and every bad input."""
 
+import csv
+import gzip
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,34 @@ def test_a_table_skips_rows_below_its_header_and_takes_quotes_as_text_if_told(da
     assert frames["all"].to_numpy().tolist() == [['"so', 0], ['said" he', 1]]
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_the_mark_with_which_excel_begins_utf8_is_no_part_of_a_text(data: Path, pack: Any) -> None:
+    (data / "a").write_bytes(pack("text,label\r\nwhat,r\r\nwho,b\r\n".encode("utf-8-sig")))
+    assert read(TaskRow(**row({"all": "a"})), {})["all"].to_numpy().tolist() == [["what", 0], ["who", 1]]
+    (data / "a").write_bytes(pack("r what\n".encode("utf-8-sig")))
+    lines = {"kind": "lines", "pattern": "(?P<label>.) (?P<text>.*)", "encoding": "UTF8"}
+    assert read(TaskRow(**row({"all": "a"}, lines)), {})["all"].to_numpy().tolist() == [["what", 0]]
+    (data / "a").write_bytes(gzip.compress(b"text,label\n")[:-3])
+    with pytest.raises(ValueError, match="data/a: a gzip file is cut short or damaged"):
+        read(TaskRow(**row({"all": "a"})), {})
+
+
+def test_a_field_of_a_table_may_be_of_any_length(data: Path) -> None:
+    limit, long = csv.field_size_limit(), "word " * 40_000
+    table(data / "a.csv", [(long, "r"), ("short", "b")])
+    assert read(TaskRow(**row({"all": "a.csv"})), {})["all"]["text"].tolist() == [long, "short"]
+    assert csv.field_size_limit() == limit
+
+
+def test_labels_that_look_the_same_are_the_same(data: Path) -> None:
+    table(data / "a.csv", [("one", "cafe\u0301"), ("two", "caf\u00e9"), ("three", "b")])
+    task = TaskRow(**row({"all": "a.csv"}, classes={"caf\u00e9": "coffee", "b": "blue"}))
+    assert read(task, {})["all"]["label"].tolist() == [0, 0, 1]
+    both = TaskRow(**row({"all": "a.csv"}, classes={"caf\u00e9": "coffee", "cafe\u0301": "blue"}))
+    with pytest.raises(ValueError, match="differ in their Unicode form alone"):
+        read(both, {})
+
+
 def test_the_sign_of_a_score_is_the_label_and_scores_near_zero_are_dropped_and_counted(data: Path) -> None:
     table(data / "a.csv", [("bad", "-2"), ("so", "-0.49"), ("good", "0.5"), ("fine", "3")])
     task = TaskRow(
@@ -177,6 +207,7 @@ def test_the_sign_of_a_score_is_the_label_and_scores_near_zero_are_dropped_and_c
         (b"text,label\na,r,\n", TABLE, r"line 2: 3 columns, expected 2"),
         (b'text,label\n"a,r\n', TABLE, r"unexpected end of data; check `sep` and `quoted`"),
         (b"text,colour\na,r\n", TABLE, r"no column \['label'\]; its header is \['text', 'colour'\]"),
+        (b"text,label,text\na,r,b\n", TABLE, r"a\.csv has 2 columns 'text', expected one"),
         (b"text,label\n\xe9,r\n", TABLE, r"is not utf-8"),
         (b"text,label\na,nan\n", {**TABLE, "min_magnitude": 1}, r"label 'nan' is no score"),
     ],
@@ -277,12 +308,19 @@ def test_a_cap_takes_a_prefix_of_the_shuffled_split() -> None:
         ({"train": numbered(9), "test": numbered(0)}, "'test' is empty"),
         ({"all": numbered(0)}, "'train' is empty"),
         ({"train": numbered(4), "test": numbered(9)}, "'train' is empty.*'in_another_split': 4"),
+        ({"train": numbered(9), "test": frame(("x", 0))}, "'test' has 1 class in 1 examples"),
         ({"all": frame(("a", 0), ("b", 1), ("c", 1), ("d", 1))}, r"'r' \(1\) have too few"),
     ],
 )
 def test_one_class_an_empty_split_and_a_class_too_rare_are_errors(frames: dict[str, pd.DataFrame], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         split(frames, "rb")
+
+
+def test_a_class_that_an_official_split_lacks_is_an_error_that_names_both() -> None:
+    whole, test = frame(*((f"text {i}", i % 3) for i in range(30))), frame(("x", 0), ("y", 1))
+    with pytest.raises(ValueError, match=r"split 'test' has no example of the classes \['g'\]"):
+        split({"train": whole, "test": test}, "rbg")
 
 
 def test_a_failed_preparation_names_the_task_and_leaves_no_folder(data: Path) -> None:

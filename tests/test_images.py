@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, Features, Image, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image as PIL
 from pydantic import ValidationError
@@ -30,7 +30,7 @@ from fusion.data.splits import split as divided
 from fusion.data.tasks import TaskData
 from fusion.job import Job
 from fusion.plan import ROWS
-from fusion.stages.prepare import _write, prepare_task
+from fusion.stages.prepare import _to_decode, _write, prepare_task
 
 PIXELS = {"kind": "pixels", "height": 2, "width": 3}
 ARRAYS = {"kind": "arrays", "images": "data", "labels": "label"}
@@ -142,15 +142,61 @@ def test_a_local_copy_of_a_task_is_read_instead_of_the_hubs(tmp_path: Path, monk
 
 
 def test_folders_of_picture_files_are_read_by_class_and_other_files_are_not(tmp_path: Path) -> None:
-    for split, label in (("train", "0"), ("train", "1"), ("test", "1")):
+    for split, label in (("train", "0"), ("train", "1"), ("test", "0"), ("test", "1")):
         (tmp_path / split / label).mkdir(parents=True)
         (tmp_path / split / label / "a.png").write_bytes(png(PIL.new("RGB", (2, 2), (int(label), 0, 0))))
     (tmp_path / "train/0/notes.txt").write_text("no picture")
     frames = read(row(tmp_path, {"train": "train", "test": "test"}, FOLDERS), {})
     assert frames["train"]["label"].tolist() == [0, 1]
-    assert frames["test"]["label"].tolist() == [1]
+    assert frames["test"]["label"].tolist() == [0, 1]
+    assert frames["train"].attrs["skipped"] == {"not a picture": 1}
     with pytest.raises(ValueError, match=r"no folder .*/trian; the format 'image_folder'"):
         read(row(tmp_path, {"train": "trian", "test": "test"}, FOLDERS), {})
+
+
+def test_linked_folders_are_followed_and_what_is_skipped_is_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours(tmp_path)
+    top = tmp_path / "all"
+    (top / "1").rename(tmp_path / "elsewhere")
+    (top / "1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/m.png").write_bytes(png(PIL.new("RGB", (2, 2), (99, 0, 0))))
+    (top / "0/more").symlink_to(tmp_path / "more")
+    (top / "0/up").symlink_to(top)
+    (top / "0/gone.png").symlink_to(tmp_path / "nothing")
+    (top / "__MACOSX").mkdir()
+    for name in ("0/._0.png", ".DS_Store", "0/Thumbs.db", "0/notes.txt", "a.png"):
+        (top / name).write_bytes(b"no picture")
+    data = prepared(tmp_path / "out", row(tmp_path, {"all": "all"}, FOLDERS))
+    assert sum(len(data.labels(split)) for split in ("train", "val", "test")) == 17
+    assert data.info["skipped"] == {
+        "hidden or system file": 4,
+        "beside the class folders": 1,
+        "link in a circle": 1,
+        "broken link": 1,
+        "not a picture": 1,
+    }
+    assert "pets: skipped 8 files: 4 hidden or system file, " in capsys.readouterr().out
+
+
+def test_class_folders_that_are_not_the_classes_are_an_error_with_both_lists(tmp_path: Path) -> None:
+    colours(tmp_path)
+    (tmp_path / "all/1").rename(tmp_path / "all/2")
+    expected = (
+        "has the class folders ['0', '2'], `classes` has the keys ['0', '1']; "
+        "without a class are ['2'], without a folder ['1']"
+    )
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        read(row(tmp_path, {"all": "all"}, FOLDERS), {})
+
+
+def test_class_folders_are_found_in_whatever_unicode_form_they_are_named(tmp_path: Path) -> None:
+    colours(tmp_path)
+    (tmp_path / "all/1").rename(tmp_path / "all/cafe\u0301")
+    task = row(tmp_path, {"all": "all"}, FOLDERS).model_copy(update={"classes": {"0": "a", "caf\u00e9": "b"}})
+    assert sorted(read(task, {})["all"]["label"]) == [0] * 8 + [1] * 8
 
 
 def hub_row(path: Path, revision: str | None = None, **form: str) -> TaskRow:
@@ -172,6 +218,48 @@ def test_a_data_set_in_the_hubs_format_is_read_and_a_label_out_of_range_is_an_er
     assert frames["train"].attrs["commit"] is None  # it is in a local folder
     with pytest.raises(ValueError, match=r"has no column \['img'\]; it has \['image', 'label'\]"):
         read(hub_row(tmp_path, image="img"), {})
+
+
+def labelled(folder: Path, labels: list[Any], kind: Any, classes: dict[str, str]) -> TaskRow:
+    """The row of a data set of grey pictures in a folder; picture i has the grey value i."""
+    images = [{"bytes": encoded(np.full((1, 1), i, np.uint8)), "path": None} for i in range(len(labels))]
+    data = Dataset.from_dict({"image": images, "label": labels}, features=Features({"image": Image(), "label": kind}))
+    folder.mkdir()
+    data.to_parquet(folder / "train.parquet")
+    source = {"hub": str(folder), "files": {"all": "train"}, "format": {"kind": "hub"}}
+    return TaskRow(modality="image", sources=[source], classes=classes, prompt="{}")  # type: ignore[arg-type]
+
+
+def classes_of(task: TaskRow) -> list[str]:
+    return [list(task.classes)[label] for label in read(task, {})["all"]["label"]]
+
+
+def test_labels_of_a_hub_are_taken_by_name_where_its_names_are_the_keys_in_another_order(tmp_path: Path) -> None:
+    classes = {"warm": "w", "cafe\u0301": "c"}
+    number = labelled(tmp_path / "a", [0, 1, 1], ClassLabel(names=["caf\u00e9", "warm"]), classes)
+    text = labelled(tmp_path / "b", ["caf\u00e9", "warm", "warm"], Value("string"), classes)
+    assert classes_of(number) == classes_of(text) == ["cafe\u0301", "warm", "warm"]
+
+
+def test_labels_of_a_hub_are_taken_by_their_order_where_no_name_is_a_key_and_that_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = labelled(tmp_path / "a", [0, 1] * 20, ClassLabel(names=["Hund", "Katze"]), {"1": "dog", "0": "cat"})
+    assert classes_of(task)[:2] == ["1", "0"]
+    prepared(tmp_path / "out", task)
+    assert capsys.readouterr().out.count("by their order, '1' is its 'Hund', '0' is its 'Katze'") == 1
+
+
+@pytest.mark.parametrize("names", [["cold", "hot"], ["Cold", "Warm"], ["cold", "warm", "mild"]])
+def test_names_of_a_hub_that_are_the_keys_in_part_are_an_error_with_both_lists(
+    tmp_path: Path, names: list[str]
+) -> None:
+    task = labelled(tmp_path / "a", [0, 1], ClassLabel(names=names), {"warm": "w", "cold": "c"})
+    with pytest.raises(ValueError, match=re.escape(f"the classes {names}, `classes` has the keys ['warm', 'cold']")):
+        read(task, {})
+    strings = labelled(tmp_path / "b", ["warm", "hot"], Value("string"), {"warm": "w", "cold": "c"})
+    with pytest.raises(ValueError, match=r"labels outside the classes \['warm', 'cold'\]: 'hot' \(1 rows\)"):
+        read(strings, {})
 
 
 def cached(home: Path, commit: str, seed: int) -> None:
@@ -326,6 +414,62 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_that_names_it(content: byt
         Picture("train/3", content).rgb()
 
 
+def twelve_bits(values: list[int]) -> bytes:
+    """A TIFF of one row of an even number of grey values, packed in 12 bits each."""
+    pairs = zip(values[::2], values[1::2], strict=True)
+    strip = b"".join((first << 12 | second).to_bytes(3, "big") for first, second in pairs)
+    tags = [
+        (256, len(values)),
+        (257, 1),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, len(strip)),
+    ]
+    offset = 8 + len(strip) + len(strip) % 2
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = struct.pack("<2sHI", b"II", 42, offset)
+    return header + strip.ljust(offset - 8, b"\0") + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def tiff(values: list[float], kind: Any, **options: Any) -> bytes:
+    return png(PIL.fromarray(np.array([values], kind)), "tiff", **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (tiff([0, 0.5, 1], np.float32), [0, 128, 255]),
+        (tiff([0, 99.6, 255], np.float32), [0, 100, 255]),
+        (tiff([0, 30000, 65535], np.int32), [0, 117, 255]),
+        (tiff([0, 30000, 65535], np.uint16), [0, 117, 255]),
+        (tiff([0, 2056, 4095], np.uint16, tiffinfo={281: 4095}), [0, 128, 255]),
+        (twelve_bits([0, 2056, 4095, 0]), [0, 128, 255, 0]),
+    ],
+    ids=["floats to 1", "floats to 255", "32 bits", "16 bits", "12 bits in 16", "12 bits"],
+)
+def test_deep_grey_becomes_8_bits_by_the_value_of_white(content: bytes, expected: list[int]) -> None:
+    assert np.asarray(Picture("a", content).rgb())[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiff([-0.5, 1], np.float32), "values from -0.5 to 1.0 in mode F; expected 0 to 1 or 0 to 255"),
+        (tiff([0, 4000], np.float32), "values from 0.0 to 4000.0 in mode F"),
+        (tiff([0, np.nan], np.float32), "values from nan to nan in mode F"),
+        (tiff([0, 65536], np.int32), "values from 0 to 65536 in mode I; expected 0 to 65535"),
+        (tiff([0, 5000], np.uint16, tiffinfo={281: 4095}), "values from 0 to 5000 in mode I;16; expected 0 to 4095"),
+    ],
+)
+def test_grey_values_of_no_known_white_are_an_error_that_names_picture_and_range(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=f"picture a.tif cannot be decoded: it has grey {message}"):
+        Picture("a.tif", content).rgb()
+
+
 def prepared(folder: Path, task: TaskRow) -> TaskData:
     settings = task.model_dump() | {"name": "pets", "archives": []}
     prepare_task(Job("", {"archives": []}, {"data": str(folder)}, {"settings": settings}))
@@ -356,14 +500,45 @@ def test_a_task_of_pictures_is_written_whole_without_leaks_and_read_in_order(tmp
 FINGERPRINT = "2ea4c86d8add8f9ff5018a75202b99fef1c90bde4d1d048399ebff65c3895546"
 
 
-def test_a_class_whose_first_picture_cannot_be_decoded_stops_the_preparation(tmp_path: Path) -> None:
-    for label in "01":
-        for i in range(8):
-            (tmp_path / "all" / label).mkdir(parents=True, exist_ok=True)
-            image = PIL.new("RGB", (2, 2), (i, int(label), 0))
-            (tmp_path / f"all/{label}/{i}.png").write_bytes(png(image) if label == "0" else b"broken %d" % i)
-    with pytest.raises(ValueError, match=r"task pets: picture train/\d+ cannot be decoded"):
-        prepared(tmp_path / "out", row(tmp_path, {"all": "all"}, FOLDERS))
+def test_all_pictures_that_cannot_be_decoded_are_named_by_their_paths_at_preparation(tmp_path: Path) -> None:
+    colours(tmp_path)
+    broken = [tmp_path / "all/1" / f"b{i}.png" for i in range(25)]
+    broken[0].write_bytes(b"broken")
+    task = row(tmp_path, {"all": "all"}, FOLDERS)
+    with pytest.raises(ValueError, match=f"task pets: picture {broken[0]} cannot be decoded: cannot identify") as one:
+        prepared(tmp_path / "out", task)
+    assert "BytesIO" not in str(one.value)
+    for i, path in enumerate(broken):
+        path.write_bytes(png(PIL.new("RGB", (64, 64), (i, 1, 1)))[: 60 + i])
+    with pytest.raises(ValueError, match="task pets: 25 pictures cannot be used:\n") as many:
+        prepared(tmp_path / "out", task)
+    lines = str(many.value).splitlines()
+    listed = {line.split()[1] for line in lines[1:-1]}
+    assert len(listed) == 20 and listed < set(map(str, broken)) and lines[-1] == "… and 5 more"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_of_a_hub_that_cannot_be_decoded_is_named_by_its_row(tmp_path: Path) -> None:
+    task = labelled(tmp_path / "a", [0, 1] * 20, ClassLabel(names=["0", "1"]), {"0": "a", "1": "b"})
+    images = [{"bytes": b"broken", "path": "a.png"}] + [
+        {"bytes": encoded(np.full((1, 1), i)), "path": None} for i in range(39)
+    ]
+    features = Features({"image": Image(), "label": ClassLabel(names=["0", "1"])})
+    data = Dataset.from_dict({"image": images, "label": [0, 1] * 20}, features=features)
+    data.to_parquet(tmp_path / "a/train.parquet")
+    with pytest.raises(ValueError, match=rf"picture {tmp_path}/a/train row 0 \(a\.png\) cannot be decoded"):
+        prepared(tmp_path / "out", task)
+
+
+def test_all_pictures_are_decoded_or_the_first_of_each_class_where_the_row_says_so(tmp_path: Path) -> None:
+    splits, _ = divided(colours(tmp_path), ["0", "1"])
+    every = row(tmp_path, {"all": "all"}, FOLDERS)
+    first = row(tmp_path, {"all": "all"}, FOLDERS | {"decode": "first"})
+    paths = [name for name, _ in _to_decode(splits, every)]
+    assert sorted(paths) == sorted(str(path) for path in (tmp_path / "all").glob("*/*"))
+    assert [Path(name).parent.name for name, _ in _to_decode(splits, first)] in [
+        [*a, *b, *c] for a in ("01", "10") for b in ("01", "10") for c in ("01", "10")
+    ]  # of both classes in three splits
 
 
 def colours(folder: Path) -> dict[str, pd.DataFrame]:
@@ -382,7 +557,9 @@ def test_a_picture_that_changes_before_it_is_written_stops_the_preparation(tmp_p
         path.write_bytes(png(PIL.new("RGB", (2, 2), (99, 99, 99))))
     (tmp_path / "out").mkdir()
     splits, _ = divided(frames, ["0", "1"])
-    with pytest.raises(ValueError, match=r"picture train/0 changed meanwhile: its SHA-256 is \w{64}, was \w{64}"):
+    with pytest.raises(
+        ValueError, match=rf"picture {tmp_path}/all/\d/\d+.png changed meanwhile: its SHA-256 is \w{{64}}, was \w{{64}}"
+    ):
         _write(splits, ["0", "1"], tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 

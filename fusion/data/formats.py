@@ -67,17 +67,27 @@ class ArraysFormat(Row):
 
 
 class FolderFormat(Row):
-    """Picture files in one subfolder a class, named as the classes; what other files are there is not read."""
+    """Picture files in one subfolder a class, named as the classes; other files there are counted and not read.
+
+    decode: the pictures that are looked at before a task is written, all or the first of each class.
+    """
 
     kind: Literal["image_folder"]
+    decode: Literal["all", "first"] = "all"
 
 
 class HubFormat(Row):
-    """A split of a hub's data set: the names of its columns. Labels are class indices in the order of `classes`."""
+    """A split of a hub's data set: the names of its columns.
+
+    Labels are class names, or numbers of names of the data set's own; the keys of `classes` are these names in any
+    order. Where no name is a key, the numbers are indices in the order of `classes`.
+    decode: the pictures that are looked at before a task is written, all or the first of each class.
+    """
 
     kind: Literal["hub"]
     image: str = "image"
     label: str = "label"
+    decode: Literal["all", "first"] = "all"
 
 
 TextFormat = LinesFormat | TableFormat

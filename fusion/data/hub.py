@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusion.data.formats import HubFormat
-from fusion.data.images import Stored
+from fusion.data.images import Stored, same_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,19 +62,62 @@ def _snapshot(path: str, revision: str | None) -> Path | None:
 
 
 def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]) -> Iterator[tuple[Stored, str]]:
-    """Picture and class of every example; ValueError where the data set `name` is not as the row says."""
-    from datasets import ClassLabel, Image
+    """Picture and class of every example; ValueError where the data set `name` is not as the row says.
+
+    A label that is text is a class's name. One that is a number is a name of the data set's own (a ClassLabel), or an
+    index into `classes` where the data set has no names, or none that is a key of `classes`.
+    """
+    from datasets import Image
 
     if missing := {form.image, form.label} - set(data.column_names):
         raise ValueError(f"{name} has no column {sorted(missing)}; it has {data.column_names} (config/tasks.yaml)")
-    kind = data.features[form.label]
-    if isinstance(kind, ClassLabel) and len(kind.names) != len(classes):
-        raise ValueError(f"{name} has {len(kind.names)} classes, `classes` has {len(classes)} (config/tasks.yaml)")
+    names = _names(data, name, form, classes)
     pictures = data.select_columns(form.image).cast_column(form.image, Image(decode=False))
     for number, label in enumerate(data[form.label]):
-        if not 0 <= int(label) < len(classes):
-            raise ValueError(f"{name}: label {label} of {len(classes)} classes; check `classes` (config/tasks.yaml)")
-        yield Stored.at(partial(_content, pictures, form.image, number)), classes[int(label)]
+        if not isinstance(label, str) and not 0 <= int(label) < len(names):
+            raise ValueError(f"{name}: label {label} of {len(names)} classes; check `classes` (config/tasks.yaml)")
+        picture = _stored(pictures, form.image, f"{name} row {number}", number)
+        yield picture, label if isinstance(label, str) else names[int(label)]
+
+
+def other_names(data: "Dataset", form: HubFormat, classes: Sequence[str]) -> list[str]:
+    """The data set's own names of its classes where none is a key of `classes`, so that only the order counts."""
+    names = _own_names(data, form)
+    return [] if {_folded(name) for name in names} & {_folded(key) for key in classes} else names
+
+
+def _names(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]) -> list[str]:
+    """The class of every label that is a number; ValueError where the data set has other classes than `classes`."""
+    names = _own_names(data, form)
+    if not names:
+        return list(classes)
+    if other_names(data, form, classes):
+        if len(names) != len(classes):
+            raise ValueError(f"{name} has {len(names)} classes, `classes` has {len(classes)} (config/tasks.yaml)")
+        return list(classes)
+    if sorted(map(same_name, names)) != sorted(map(same_name, classes)):
+        raise ValueError(
+            f"{name} has the classes {names}, `classes` has the keys {list(classes)}; expected the same names in any "
+            "order, or none in common, where the order counts (config/tasks.yaml)"
+        )
+    return names
+
+
+def _own_names(data: "Dataset", form: HubFormat) -> list[str]:
+    from datasets import ClassLabel
+
+    kind = data.features.get(form.label)
+    return kind.names if isinstance(kind, ClassLabel) else []
+
+
+def _folded(name: str) -> str:
+    return same_name(name).strip().casefold()
+
+
+def _stored(pictures: Any, column: str, name: str, number: int) -> Stored:
+    """A picture that is called by its row, and its file where it has one."""
+    path = pictures[number][column]["path"]
+    return Stored.at(partial(_content, pictures, column, number), name + (f" ({path})" if path else ""))
 
 
 def _content(pictures: Any, column: str, number: int) -> bytes:

@@ -1,11 +1,13 @@
 """The examples of a task as its source has them, with labels as class indices."""
 
+import codecs
 import csv
 import difflib
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files as package_files
 from pathlib import Path
 
@@ -31,7 +33,9 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
     """The files of the task's first available source: {split or `all`: columns text or image, and label (int)}.
 
     text: str; image: Stored, not held. Frames of a hub have the commit that was read in `attrs["commit"]`, None if that
-    cannot be known. ValueError if the source, a file, a column or a label is not as the row says.
+    cannot be known, and in `attrs["other_names"]` the class names there, if no key of the row's is among them.
+    Those of folders have in `attrs["skipped"]` how many files of each kind were not read.
+    ValueError if the source, a file, a column or a label is not as the row says.
     """
     source, column = task.source(), task.modality
     frames = {}
@@ -40,7 +44,10 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
         if isinstance(source.format, HubFormat):
             data, commit = hub.open_split(source.place, source.config, source.revision, file)
             rows = list(hub.examples(data, name, source.format, list(task.classes)))
-            facts = {"commit": commit}
+            facts = {"commit": commit, "other_names": hub.other_names(data, source.format, list(task.classes))}
+        elif isinstance(source.format, FolderFormat):
+            rows, skipped = images.in_folders(_folder(source, file), list(task.classes))
+            facts = {"skipped": skipped}
         else:
             rows = list(_rows(source, file, archives, name))
         inputs, labels = [found for found, _ in rows], [label for _, label in rows]
@@ -71,10 +78,8 @@ def _rows(
             return images.arrays(
                 content(file.replace("{}", form.images)), content(file.replace("{}", form.labels)), name
             )
-        case FolderFormat():
-            return images.in_folders(_folder(source, file))
-        case HubFormat():
-            raise AssertionError("a data set of a hub has no files")
+        case FolderFormat() | HubFormat():
+            raise AssertionError(f"{name} is read as a whole")
 
 
 def _folder(source: SourceRow, file: str) -> Path:
@@ -107,8 +112,13 @@ def _of_package(package: str, file: str) -> bytes:
 
 
 def _decoded(content: bytes, encoding: str, name: str) -> str:
+    """The text of a file, gzipped or not; the mark with which Excel begins UTF-8 is no part of it."""
     try:
-        return content.decode(encoding)
+        content = images.unzipped(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; fetch or write it again") from error
+    try:
+        return content.decode("utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding)
     except (UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{name} is not {encoding}: {error}; correct `encoding`") from error
 
@@ -128,29 +138,53 @@ def _lines(content: str, form: LinesFormat, name: str) -> list[tuple[str, str]]:
 def _table(content: str, form: TableFormat, name: str) -> list[tuple[str, str]]:
     quoting = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=form.sep, quoting=quoting, strict=True)
-    header, rows = next(reader, []), []
-    if missing := [column for column in (form.text, form.label) if column not in header]:
-        raise ValueError(f"{name} has no column {missing}; its header is {header} (config/tasks.yaml)")
+    rows = []
     try:
-        for below_header, row in enumerate(reader):
-            if below_header < form.skip_rows or not row:
-                continue
-            if len(row) != len(header):
-                raise ValueError(f"{name} line {reader.line_num}: {len(row)} columns, expected {len(header)}")
-            rows.append((row[header.index(form.text)], row[header.index(form.label)]))
+        with _fields_up_to(len(content)):
+            header = next(reader, [])
+            text, label = _column(header, form.text, name), _column(header, form.label, name)
+            for below_header, row in enumerate(reader):
+                if below_header < form.skip_rows or not row:
+                    continue
+                if len(row) != len(header):
+                    raise ValueError(f"{name} line {reader.line_num}: {len(row)} columns, expected {len(header)}")
+                rows.append((row[text], row[label]))
     except csv.Error as error:
         raise ValueError(f"{name} line {reader.line_num}: {error}; check `sep` and `quoted`") from error
     return rows
 
 
+def _column(header: Sequence[str], column: str, name: str) -> int:
+    """Its place in the header; ValueError where it is not there exactly once."""
+    if column not in header:
+        raise ValueError(f"{name} has no column {[column]}; its header is {header} (config/tasks.yaml)")
+    if header.count(column) > 1:
+        raise ValueError(f"{name} has {header.count(column)} columns {column!r}, expected one: rename the others there")
+    return header.index(column)
+
+
+@contextmanager
+def _fields_up_to(length: int) -> Iterator[None]:
+    """Lets the csv module read fields of so many characters, at first 131,072; the limit is the whole process'."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, length))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
 def _indices(labels: Sequence[str], task: TaskRow, form: Format, name: str) -> list[int]:
     if isinstance(form, TableFormat) and form.min_magnitude is not None:
         return [_sign(label, form.min_magnitude, name) for label in labels]
-    index = {label: i for i, label in enumerate(task.classes)}
-    if outside := [label for label in labels if label not in index]:
+    index = {images.same_name(label): i for i, label in enumerate(task.classes)}
+    if len(index) < len(task.classes):
+        raise ValueError(f"classes {list(task.classes)}: two of them differ in their Unicode form alone; rename one")
+    found = [images.same_name(label) for label in labels]
+    if outside := [label for label in found if label not in index]:
         counts = ", ".join(f"{label!r} ({outside.count(label)} rows)" for label in sorted(set(outside))[:10])
         raise ValueError(f"{name}: labels outside the classes {list(index)}: {counts} (config/tasks.yaml)")
-    return [index[label] for label in labels]
+    return [index[label] for label in found]
 
 
 def _sign(label: str, min_magnitude: float, name: str) -> int:

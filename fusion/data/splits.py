@@ -39,7 +39,7 @@ def split(
     picture it is the hash of its encoded bytes: two sources that encode the same picture differently, a hub's PNG and
     our PGM of an array, draw other validation examples and cap to others.
     whole_test: no labelled row of an official test split is dropped.
-    Raises ValueError for an empty split, fewer than two classes, or a class too rare to be in every split.
+    Raises ValueError for an empty split, fewer than two classes, or a class that is not in every split before the cap.
     """
     rows, dropped = _clean(frames, whole_test)
     splits = {"train" if name == "all" else name: rows[rows["split"] == name] for name in frames}
@@ -49,6 +49,8 @@ def split(
         if name not in splits:
             splits[name], splits["train"] = _carve(splits["train"], fraction, f"{seed} {name}", classes)
     shuffled = {name: _shuffled(splits[name], f"{seed} order") for name in ("train", "val", "test")}
+    for name, frame in shuffled.items():
+        _check_classes(frame, name, classes, dropped)
     caps = max_examples or {}
     capped = {name: frame.head(caps.get(name, len(frame))) for name, frame in shuffled.items()}
     for name, frame in capped.items():
@@ -119,3 +121,13 @@ def _check(rows: pd.DataFrame, name: str, dropped: Dropped) -> None:
         totals = {reason: sum(counts.values()) for reason, counts in dropped.items()}
         what = "is empty" if rows.empty else f"has {n_classes} class in {len(rows)} examples"
         raise ValueError(f"split {name!r} {what}, expected at least 2 classes; rows dropped before: {totals}")
+
+
+def _check_classes(rows: pd.DataFrame, name: str, classes: Sequence[str], dropped: Dropped) -> None:
+    there = set(rows["label"])
+    if missing := [label for i, label in enumerate(classes) if i not in there]:
+        totals = {reason: sum(counts.values()) for reason, counts in dropped.items()}
+        raise ValueError(
+            f"split {name!r} has no example of the classes {missing}, expected one of each; rows dropped before: "
+            f"{totals}: add examples, or remove the classes (config/tasks.yaml)"
+        )

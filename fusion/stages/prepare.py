@@ -56,16 +56,18 @@ def prepare_task(job: Job) -> None:
         seed, caps = task.split_seed, {str(key): n for key, n in task.max_examples.items()}
         splits, dropped = split(frames, list(task.classes), seed=seed, max_examples=caps, whole_test=task.whole_test)
         if task.modality == "image":
-            for key, frame in splits.items():
-                check(_pictures(key, frame), frame["label"], len(task.classes))
+            check(list(_to_decode(splits, task)))
     except ValueError as error:
         raise ValueError(f"task {name}: {error}") from error
     commit = next(iter(frames.values())).attrs.get("commit")
     _suggest_pin(name, task, commit)
+    _say_what_orders_labels(name, task, next(iter(frames.values())).attrs.get("other_names"))
+    skipped = sum((frame.attrs.get("skipped", Counter[str]()) for frame in frames.values()), Counter[str]())
+    _say_what_was_skipped(name, skipped)
     disable_progress_bars()  # they are drawn into the log, one a split
     with artifacts.new_folder(job.output["data"]) as folder:
         _write(splits, list(task.classes), folder)
-        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped, commit))
+        artifacts.write_json(folder / "info.json", _info(name, task, splits, dropped, skipped, commit))
     progress(f"{name}: " + ", ".join(f"{len(frame):,} {split}" for split, frame in splits.items()))
 
 
@@ -94,7 +96,22 @@ def _examples(split: str, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _pictures(split: str, frame: pd.DataFrame) -> Iterator[Picture]:
-    return (Picture(f"{split}/{i}", one.content(f"{split}/{i}")) for i, one in enumerate(frame["image"]))
+    return (Picture(name, stored.content(name)) for name, stored in _named(split, frame))
+
+
+def _named(split: str, frame: pd.DataFrame) -> Iterator[tuple[str, Stored]]:
+    """Every picture of a split with its name in messages: where it is, or its place in the split."""
+    return ((stored.name or f"{split}/{i}", stored) for i, stored in enumerate(frame["image"]))
+
+
+def _to_decode(splits: Mapping[str, pd.DataFrame], task: TaskRow) -> Iterator[tuple[str, Stored]]:
+    """The pictures to look at: all, or the first of each class of a split; those made from numbers are all alike."""
+    every = getattr(task.source().format, "decode", "first") == "all"
+    for key, frame in splits.items():
+        repeated = frame["label"].duplicated()
+        for named, later in zip(_named(key, frame), repeated, strict=True):
+            if every or not later:
+                yield named
 
 
 def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
@@ -105,8 +122,27 @@ def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
         progress(f"{name} was read at the commit that the hub had; to read the same again, {where} (config/tasks.yaml)")
 
 
+def _say_what_orders_labels(name: str, task: TaskRow, other_names: list[str] | None) -> None:
+    """Says which class is taken for which, where a hub's names of the classes are not those of the row."""
+    if other_names:
+        pairs = [f"{key!r} is its {other!r}" for key, other in zip(task.classes, other_names, strict=True)]
+        more = f" … {len(pairs)} in all" if len(pairs) > 3 else ""
+        progress(f"{name}: no class of the hub is a key of `classes`; by their order, {', '.join(pairs[:3])}{more}")
+
+
+def _say_what_was_skipped(name: str, skipped: Counter[str]) -> None:
+    if total := skipped.total():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common())
+        progress(f"{name}: skipped {total} file{'s' * (total > 1)}: {kinds}")
+
+
 def _info(
-    name: str, task: TaskRow, splits: Mapping[str, pd.DataFrame], dropped: Dropped, commit: str | None
+    name: str,
+    task: TaskRow,
+    splits: Mapping[str, pd.DataFrame],
+    dropped: Dropped,
+    skipped: Mapping[str, int],
+    commit: str | None,
 ) -> dict[str, Any]:
     classes = list(task.classes)
     counts = {key: Counter(classes[label] for label in frame["label"]) for key, frame in splits.items()}
@@ -118,6 +154,7 @@ def _info(
         "prompts": task.prompts,
         "counts": {key: {c: count[c] for c in classes} for key, count in counts.items()},
         "dropped": dropped,
+        "skipped": dict(skipped),
         "fingerprint": fingerprint(splits),
         "source": task.source().model_dump(exclude_none=True) | ({"commit": commit} if commit else {}),
     }
