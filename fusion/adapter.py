@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from fusion.artifacts import read_json
-from fusion.checkpoint import Checkpoint, shape
+from fusion.checkpoint import INDEX, Checkpoint, shape
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WHOLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # in the order of preference
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?:(?P<factor>[AB])\.weight|embedding_(?P<lookup>[AB]))")
 # Of PEFT's configuration: what is read here, and what changes nothing about the weights. Anything else that is set
 # is refused, so that an option of a later PEFT is never passed over.
@@ -131,6 +132,20 @@ class Adapter(Mapping[str, Tensor]):
     def _other(key: str, one: str, two: str) -> str:
         head, _, tail = key.rpartition("lora_")
         return f"{head}lora_{tail.replace(one, two, 1)}"
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is the folder of a PEFT adapter; ValueError where a whole model is in it too."""
+    if not (path / CONFIG).is_file():
+        return False
+    whole = next((path / name for name in WHOLE if (path / name).is_file()), None)
+    if whole is None:
+        return True
+    give = "" if whole.name.startswith("pytorch_model") else f"give {whole} for the whole model, or "
+    raise ValueError(
+        f"{path} holds a PEFT adapter ({CONFIG}) and a whole model ({whole.name}); expected one of them: {give}move "
+        f"{CONFIG} and {WEIGHTS} into a folder of their own"
+    )
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:

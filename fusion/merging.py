@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from fusion.adapter import CONFIG, WEIGHTS, Adapter
+from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
 from fusion.artifacts import new_file, new_folder
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
 from fusion.checkpoint import Checkpoint, Layout, save, size
-from fusion.folder import copy_companions
+from fusion.folder import companions, copy_companions, exports
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
 from fusion.sharded import FORMAT, require_storable, save_folder
@@ -54,6 +54,8 @@ def run(order: Order, stopping: Stopping) -> None:
     models = [_open(path, base) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
+    if order.pretrained.is_dir() and not is_file:
+        _require_companions(order.pretrained)
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
         state = merge(order.recipe.pipeline, TaskVectors(base, models), rng=rng, values=order.recipe.values)
@@ -107,6 +109,15 @@ def _tensors(merged: Merged, order: Order, what: str, stopping: Stopping) -> Ite
         yield one
 
 
+def _require_companions(pretrained: Path) -> None:
+    """ValueError where P has what can be neither copied nor left out; a line on stderr about what is left out."""
+    list(companions(pretrained))
+    if left_out := exports(pretrained):
+        print(
+            f"left out: {', '.join(left_out)} (made of the weights of P; export the merged model anew)", file=sys.stderr
+        )
+
+
 def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequence[Path]) -> Facts:
     count = sum(torch.Size(shape).numel() for _, shape in layout.values())
     types = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype, _ in layout.values()}))
@@ -120,7 +131,7 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
 
 
 def _open_pretrained(path: Path) -> Checkpoint:
-    if (path / CONFIG).is_file() or path.name == WEIGHTS:
+    if is_adapter(path) or path.name == WEIGHTS:
         raise ValueError(f"--pretrained {path} is a PEFT adapter; expected the model that it adapts")
     return Checkpoint(path)
 
@@ -128,4 +139,4 @@ def _open_pretrained(path: Path) -> Checkpoint:
 def _open(path: Path, base: Mapping[str, Tensor]) -> Checkpoint | Adapter:
     if path.name == WEIGHTS:
         raise ValueError(f"{path} is the weights of a PEFT adapter; expected its folder, with {CONFIG}")
-    return Adapter(path, base) if (path / CONFIG).is_file() else Checkpoint(path)
+    return Adapter(path, base) if is_adapter(path) else Checkpoint(path)
