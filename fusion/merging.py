@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
+from fusion.architecture import UNTIE, embedding, is_copy, is_head, is_tied, read_config
 from fusion.artifacts import new_file, new_folder
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
@@ -51,7 +52,7 @@ class Order(NamedTuple):
 def run(order: Order, stopping: Stopping) -> None:
     """Writes the merged model and its card to `order.out`, whole or not at all."""
     base = _open_pretrained(order.pretrained)
-    models = [_open(path, base) for path in order.finetuned]
+    models = [_open(path, base, order.pretrained) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
     if order.pretrained.is_dir() and not is_file:
@@ -106,7 +107,17 @@ def _tensors(merged: Merged, order: Order, what: str, stopping: Stopping) -> Ite
             print(f"{what}{done}/{total} tensors, {now - began:.1f} s", file=sys.stderr, flush=True)
             told = now
         stopping.check()
+        _require_variance(*one)
         yield one
+
+
+def _require_variance(name: str, tensor: Tensor) -> None:
+    """ValueError where the running variance of a batch normalization has come out negative: its root is NaN."""
+    if name.endswith("running_var") and (lowest := tensor.min().item() if tensor.numel() else 0) < 0:
+        raise ValueError(
+            f"merged tensor {name!r} holds {lowest:.3g}, and a variance is never negative: this method goes beyond the "
+            "models that it merges; expected a smaller scaling"
+        )
 
 
 def _require_companions(pretrained: Path) -> None:
@@ -136,7 +147,25 @@ def _open_pretrained(path: Path) -> Checkpoint:
     return Checkpoint(path)
 
 
-def _open(path: Path, base: Mapping[str, Tensor]) -> Checkpoint | Adapter:
+def _open(path: Path, base: Mapping[str, Tensor], pretrained: Path) -> Checkpoint | Adapter:
     if path.name == WEIGHTS:
         raise ValueError(f"{path} is the weights of a PEFT adapter; expected its folder, with {CONFIG}")
-    return Adapter(path, base) if is_adapter(path) else Checkpoint(path)
+    config = read_config(pretrained)
+    if is_adapter(path):
+        return Adapter(path, base, config)
+    model = Checkpoint(path)
+    return _without_tied_head(model, base) if is_tied(config, base) else model
+
+
+def _without_tied_head(model: Checkpoint, base: Mapping[str, Tensor]) -> Checkpoint:
+    """The model without a head that it stores and P does not; ValueError where that is not its embedding."""
+    for head in [name for name in model if is_head(name) and name not in base]:
+        table = embedding(model)
+        if table is None or not is_copy(model, head, table):
+            raise ValueError(
+                f"{model!r} has {head!r}, which is tied to the input embedding in {base!r} and here differs from "
+                f"{table!r}: the head was trained apart; {UNTIE} (and so every model that has no head of its own)"
+            )
+        print(f"left out: {head!r} of {model!r}, a copy of {table!r}, to which P ties it", file=sys.stderr)
+        model = model.only(name for name in model if name != head)
+    return model

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import assert_same, error, names, read
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from fusion.architecture import UNTIE, is_tied, read_config
+from fusion.artifacts import read_json, write_json
 from fusion.cli import main
 
 
@@ -90,3 +94,161 @@ def test_a_sub_folder_with_weights_is_refused_by_name_before_the_merge_and_witho
     assert combine(base, tmp_path / "out.safetensors", models / "a") == 0  # of which nothing but weights is written
     shutil.rmtree(base / "2_Dense")
     assert combine(base, tmp_path / "out", models / "a") == 0
+
+
+def test_a_running_variance_that_a_merge_makes_negative_is_an_error_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"p": 1.0, "a": 0.4}.items():
+        save_file({"bn.running_var": torch.full((3,), value)}, tmp_path / f"{name}.safetensors")
+    base, tuned, out = (tmp_path / f"{name}.safetensors" for name in ("p", "a", "out"))
+    assert combine(base, out, *[tuned] * 8, method="task_arithmetic", options=["--set", "scaling=0.3"]) == 1
+    message = error(capsys)
+    assert "'bn.running_var' holds -0.44" in message and "expected a smaller scaling" in message and not out.exists()
+    assert combine(base, out, *[tuned] * 8, method="task_arithmetic", options=["--set", "scaling=0.1"]) == 0
+
+
+# --- tied embeddings
+
+
+SIZES: Any = dict(
+    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=1, tie_word_embeddings=True,
+)  # fmt: skip
+WORDS = torch.arange(8)[None]
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of tied embeddings."""
+    folder = tmp_path_factory.mktemp("tied") / "p"
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(folder)
+    return folder
+
+
+def adapted(base: Path, out: Path, **options: Any) -> torch.Tensor:
+    """The logits of a model with a random adapter, which is saved in `out`."""
+    model: Any = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(r=2, **options))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(out)
+    loaded: Any = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), str(out))
+    return loaded.eval()(WORDS).logits.detach()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+    ],
+    ids=["factors of the embedding", "the whole embedding", "factors of the head"],
+)
+def test_an_adapter_on_a_tied_embedding_is_refused_and_the_recipe_of_the_error_gives_the_trained_model(
+    options: dict[str, Any], tied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    wanted = adapted(tied, tmp_path / "adapter", **options)
+    capsys.readouterr()
+    assert combine(tied, tmp_path / "out", tmp_path / "adapter") == 1
+    message = error(capsys)
+    assert "input and output embedding are tied" in message and UNTIE in message
+    names_in_recipe = {"AutoModelForCausalLM": AutoModelForCausalLM, "torch": torch, "P": tied}
+    recipe = message.partition("--pretrained: ")[2]
+    exec(recipe, names_in_recipe | {"UNTIED": tmp_path / "untied"})
+    assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter") == 0
+    merged: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(merged(WORDS).logits, wanted, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_on_other_layers_of_a_tied_model_is_merged(tied: Path, tmp_path: Path) -> None:
+    wanted = adapted(tied, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    assert combine(tied, tmp_path / "out", tmp_path / "adapter") == 0
+    merged: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(merged(WORDS).logits, wanted, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_on_the_embedding_that_encoder_and_decoder_share_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: Any = dict(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "p")
+    model: Any = T5ForConditionalGeneration.from_pretrained(tmp_path / "p")
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q", "shared"])).save_pretrained(str(tmp_path / "adapter"))
+    capsys.readouterr()
+    assert combine(tmp_path / "p", tmp_path / "out", tmp_path / "adapter") == 1
+    assert "'shared.weight', which is tied" in error(capsys)
+
+
+TABLE = {"embed_tokens.weight": torch.ones(3, 2)}
+HEAD = {"lm_head.weight": torch.zeros(3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "wanted"),
+    [
+        ({"tie_word_embeddings": True}, TABLE, True),
+        ({"tie_word_embeddings": False}, TABLE, False),
+        ({"text_config": {"tie_word_embeddings": True}}, TABLE, True),
+        ({"tie_word_embeddings": True, "architectures": ["BertForSequenceClassification"]}, TABLE, False),
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, TABLE, True),
+        ({"model_type": "gpt2"}, TABLE | {"lm_head.weight": torch.ones(3, 2)}, True),
+        ({"model_type": "llama"}, TABLE | HEAD, False),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, TABLE, False),
+        ({"model_type": "vit"}, {"w": torch.ones(1)}, False),
+        ({}, TABLE, False),
+    ],
+)
+def test_a_model_is_tied_as_its_configuration_says_or_where_it_writes_words_without_a_head(
+    config: dict[str, Any], model: dict[str, torch.Tensor], wanted: bool
+) -> None:
+    assert is_tied(config, model) is wanted
+
+
+def test_a_configuration_that_is_no_object_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", [1])
+    with pytest.raises(ValueError, match=r"config\.json: got list, expected an object"):
+        read_config(tmp_path)
+
+
+@pytest.fixture
+def with_head(tied: Path, tmp_path: Path) -> Path:
+    """A fine-tuned copy of the tied model that stores its head too."""
+    folder = shutil.copytree(tied, tmp_path / "with_head")
+    state = {name: tensor + 0.01 for name, tensor in load_file(folder / "model.safetensors").items()}
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_stored_copy_of_a_tied_head_is_left_out_aloud(
+    tied: Path, with_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert combine(tied, tmp_path / "out", tied, with_head) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("left out: 'lm_head.weight' of ") and str(with_head) in line
+    found = load_file(tmp_path / "out/model.safetensors")
+    start = load_file(tied / "model.safetensors")
+    assert found.keys() == start.keys()
+    assert all(torch.allclose(found[name], start[name] + 0.005, atol=1e-6) for name in start)
+
+
+def test_a_head_that_was_trained_apart_from_a_tied_embedding_is_an_error(
+    tied: Path, with_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = load_file(with_head / "model.safetensors")
+    state["lm_head.weight"] += 1e-3
+    save_file(state, with_head / "model.safetensors", {"format": "pt"})
+    assert combine(tied, tmp_path / "out", with_head) == 1
+    message = error(capsys)
+    assert "'lm_head.weight', which is tied" in message and "the head was trained apart" in message
+    write_json(tmp_path / "config.json", read_json(tied / "config.json") | {"tie_word_embeddings": False})
+    shutil.copy(tied / "model.safetensors", tmp_path)
+    assert combine(tmp_path / "model.safetensors", tmp_path / "out", with_head) == 1
+    assert "extra tensors ['lm_head.weight']" in error(capsys)
