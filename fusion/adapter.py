@@ -6,18 +6,21 @@ What would change the weights in any other way (DoRA, PiSSA's changed base …) 
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fusion.architecture import UNTIE, Config, is_conv1d, is_embedding, is_head, is_shared, is_tied
 from fusion.artifacts import read_json
-from fusion.checkpoint import Checkpoint, shape
+from fusion.checkpoint import INDEX, Checkpoint, is_float, shape
+from fusion.targets import absent, near, of_module
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WHOLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # in the order of preference
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?:(?P<factor>[AB])\.weight|embedding_(?P<lookup>[AB]))")
 # Of PEFT's configuration: what is read here, and what changes nothing about the weights. Anything else that is set
 # is refused, so that an option of a later PEFT is never passed over.
@@ -44,11 +47,13 @@ class Adapter(Mapping[str, Tensor]):
 
     Adapted weights are float64, in which W0 + s·B A is exact: float32 would round away what is low-rank about it.
     Tensors that the adapter holds in full (`modules_to_save`, biases) replace the model's. Raises ValueError
-    naming the tensor or the option if anything in the adapter is unknown or fits no tensor of the model.
+    naming the tensor or the option if anything in the adapter is unknown or fits no tensor of the model, if it
+    changes a tensor that the model uses twice, or lacks layers that its configuration names. model: config.json of
+    the model that it adapts, where there is one.
     """
 
-    def __init__(self, folder: Path, base: Mapping[str, Tensor]) -> None:
-        self.path, self.base = folder, base
+    def __init__(self, folder: Path, base: Mapping[str, Tensor], model: Config | None = None) -> None:
+        self.path, self.base, self._config = folder, base, model or {}
         self._state = Checkpoint(folder / WEIGHTS)
         self.files = (folder / CONFIG, *self._state.files)
         config = read_json(folder / CONFIG)
@@ -59,6 +64,11 @@ class Adapter(Mapping[str, Tensor]):
             self._place(key, config)
         if not self._updates and not self._replaced:
             raise ValueError(f"{folder / WEIGHTS} holds no tensor; expected the adapter's")
+        if lacking := absent(config, base, self._updates.keys() | self._replaced.keys()):
+            raise ValueError(
+                f"{folder / WEIGHTS} has nothing for {', '.join(lacking[:3])} ({len(lacking)} in all), which "
+                f"target_modules in {CONFIG} names; save the adapter again, or name there only what it adapts"
+            )
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self._state[self._replaced[name]] if name in self._replaced else self.base[name]
@@ -85,6 +95,10 @@ class Adapter(Mapping[str, Tensor]):
         """The shape of a tensor, without computing it."""
         return shape(self.base, name)
 
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is of a floating-point type, without computing it."""
+        return is_float(self._state, self._replaced[name]) if name in self._replaced else is_float(self.base, name)
+
     def _place(self, key: str, config: Mapping[str, Any]) -> None:
         """Notes which tensor of the model `key` is for; ValueError where there is none of that name or shape."""
         match = FACTORS.fullmatch(key)
@@ -92,9 +106,10 @@ class Adapter(Mapping[str, Tensor]):
         name = f"{module}.weight" if match else module.replace(".modules_to_save.", ".")
         if not match and "lora_" in key:
             raise ValueError(f"{self.path}: {key!r} is no factor of a LoRA; expected only lora_A and lora_B")
+        self._require_untied(key, name)
         if not key.startswith(PREFIX) or name not in self.base:
-            near = _near(name, self.base)
-            hint = f", which has {near!r}" if near else ""
+            other = near(name, self.base)
+            hint = f", which has {other!r}" if other else ""
             raise ValueError(f"{self.path}: {key!r} adapts {name!r}; no such tensor in {self._model()}{hint}")
         if match is None:
             self._replaced[name] = key
@@ -110,15 +125,34 @@ class Adapter(Mapping[str, Tensor]):
         if other not in self._state:
             raise ValueError(f"{self.path}: {key!r} comes without {other!r}")
         a, b = self._state.shape(key), self._state.shape(other)
-        transposed = lookup or bool(config.get("fan_in_fan_out"))
-        rank = _of_module(config.get("rank_pattern"), module, config["r"])
+        rank = of_module(config.get("rank_pattern"), module, config["r"])
         if a[:1] != (rank,) or b[1:2] != (rank,):
             raise ValueError(f"{self.path}: {key!r} is {a}, {other!r} is {b}; expected rank {rank} as in {CONFIG}")
+        transposed = lookup or self._is_transposed(name, module, (b[0], *a[1:]), bool(config.get("fan_in_fan_out")))
         found = (*a[1:], b[0]) if transposed else (b[0], *a[1:])
         if found != shape(self.base, name) or not self.base[name].is_floating_point():
             raise self._misfit(key, found, name)
-        alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+        alpha = of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
         return LowRank(key, other, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), transposed)
+
+    def _is_transposed(self, name: str, module: str, made: tuple[int, ...], flag: bool) -> bool:
+        """Whether the weight is (in, out). PEFT decides so for each module, and then writes one flag for all."""
+        weight = shape(self.base, name)
+        if made == weight == made[::-1]:
+            return is_conv1d(self._config, module, flag)
+        return len(weight) == 2 and made[::-1] == weight
+
+    def _require_untied(self, key: str, name: str) -> None:
+        if is_shared(name) and name in self.base:
+            raise ValueError(
+                f"{self.path}: {key!r} changes {name!r}, which is tied in {self._model()}: encoder and decoder share "
+                "it, and PEFT trains it in one place; train the adapter without it"
+            )
+        if (is_embedding(name) or is_head(name)) and is_tied(self._config, self.base):
+            raise ValueError(
+                f"{self.path}: {key!r} changes {name!r}, but input and output embedding are tied in {self._model()}, "
+                f"and a merge would change both; {UNTIE}"
+            )
 
     def _misfit(self, key: str, found: tuple[int, ...], name: str) -> ValueError:
         is_of = f"{self.base[name].dtype} {shape(self.base, name)} in {self._model()}"
@@ -131,6 +165,20 @@ class Adapter(Mapping[str, Tensor]):
     def _other(key: str, one: str, two: str) -> str:
         head, _, tail = key.rpartition("lora_")
         return f"{head}lora_{tail.replace(one, two, 1)}"
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether `path` is the folder of a PEFT adapter; ValueError where a whole model is in it too."""
+    if not (path / CONFIG).is_file():
+        return False
+    whole = next((path / name for name in WHOLE if (path / name).is_file()), None)
+    if whole is None:
+        return True
+    give = "" if whole.name.startswith("pytorch_model") else f"give {whole} for the whole model, or "
+    raise ValueError(
+        f"{path} holds a PEFT adapter ({CONFIG}) and a whole model ({whole.name}); expected one of them: {give}move "
+        f"{CONFIG} and {WEIGHTS} into a folder of their own"
+    )
 
 
 def _check(config: Mapping[str, Any], folder: Path) -> None:
@@ -148,14 +196,3 @@ def _check(config: Mapping[str, Any], folder: Path) -> None:
     for name, value in config.items():
         if value and name not in READ | HARMLESS:
             raise ValueError(f"{where}: {name} is set, which is more than a low-rank update; merge it with PEFT first")
-
-
-def _of_module(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern, as PEFT matches them, that ends the module's name."""
-    found = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(found, default)
-
-
-def _near(name: str, names: Iterable[str]) -> str | None:
-    """A name that is longer or shorter by a prefix: the same tensor, of a model with or without a head."""
-    return next((one for one in names if one.endswith(f".{name}") or name.endswith(f".{one}")), None)

@@ -37,9 +37,11 @@ AT_ONCE = 1 << 30  # bytes; Linux writes at most 2 GiB a call
 
 @runtime_checkable
 class Shaped(Protocol):
-    """Named tensors whose shapes are known without reading them."""
+    """Named tensors whose shapes and types are known without reading them."""
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def is_float(self, name: str) -> bool: ...
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -89,6 +91,10 @@ class Checkpoint(Mapping[str, Tensor]):
         """The shape of a tensor, from the header alone."""
         return tuple(self._holder[name].get_slice(name).get_shape())
 
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor is of a floating-point type, from the header alone."""
+        return "F" in self._holder[name].get_slice(name).get_dtype()  # F32, BF16, F8_E4M3; I64, U8, BOOL
+
     @property
     def metadata(self) -> dict[str, str]:
         """The free-form strings of the header, of a sharded model's first file."""
@@ -98,6 +104,11 @@ class Checkpoint(Mapping[str, Tensor]):
 def shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """The shape of a named tensor, without reading it where the mapping can tell."""
     return tensors.shape(name) if isinstance(tensors, Shaped) else tuple(tensors[name].shape)
+
+
+def is_float(tensors: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a named tensor is of a floating-point type, without reading it where the mapping can tell."""
+    return tensors.is_float(name) if isinstance(tensors, Shaped) else tensors[name].is_floating_point()
 
 
 def save(

@@ -20,7 +20,8 @@ MERGE = """\
 Merges fine-tuned models into the pre-trained one. P, A, B … are a .safetensors file, a folder in transformers format
 (sharded or not), or, but for P, a PEFT (LoRA) adapter folder; full models and adapters can be mixed. OUT ending in
 .safetensors is one file with its card beside it (OUT's name with .md); otherwise a folder that from_pretrained loads,
-with the small files of P. Methods that make one model a task write one sub-folder a model: 0_A, 1_B, …
+with the small files of P and of its sub-folders. Methods that make one model a
+task write one sub-folder a model: 0_A, 1_B, …
 The SHA-256 of every input is written into the card, which takes about a second per 3 GB beside the merge."""
 METHOD = "an algorithm, several joined by + as in dare+ties, or a row of config/methods.yaml"
 

@@ -11,6 +11,7 @@ WEIGHTS = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf"),
     *(".npz", ".ot", ".tflite", ".mlmodel", ".zip", ".tar", ".gz"),
 }
+EXPORTS = ("onnx", "openvino")  # sub-folders of what other programs run: the same weights once more
 SMALL = 100 * 10**6  # bytes: a tokenizer of 250,000 words has 20 MB
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -25,18 +26,56 @@ def parse_size(text: str) -> int:
 
 
 def companions(folder: Path) -> Iterator[Path]:
-    """Configuration, tokenizer, vocabulary and code of a model; not its weights, their index or its model card."""
+    """Configuration, tokenizer, vocabulary and code of a model; not its weights, their index or its model card.
+
+    Those of its sub-folders too, such as sentence-transformers' 1_Pooling; of exports none. ValueError names a
+    sub-folder that holds weights: the model would not be whole without them.
+    """
     for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and path.name not in EXPORTS:
+            for inner in _inside(path):
+                if inner.suffix in WEIGHTS:
+                    raise ValueError(_of_weights(folder, inner))
+                if inner.stat().st_size <= SMALL:
+                    yield inner
         is_weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
         is_about = path.name.startswith(".") or path.name.upper() == "README.MD"
         if path.is_file() and not is_weights and not is_about and path.stat().st_size <= SMALL:
             yield path
 
 
+def exports(folder: Path) -> list[str]:
+    """The sub-folders that hold the same weights for other programs, and are never copied."""
+    return [name for name in EXPORTS if (folder / name).is_dir()]
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """All files in a folder and those in it, but hidden ones; a link that leads back up is not followed."""
+    here = folder.resolve()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in (here, *here.parents):
+            yield from _inside(path)
+
+
+def _of_weights(folder: Path, file: Path) -> str:
+    inner = file.relative_to(folder)
+    return (
+        f"{folder}: the sub-folder {inner.parts[0]!r} holds weights ({inner}), which are not merged; expected weights "
+        f"beside config.json alone: give a copy of {folder} without {inner.parts[0]!r}, and add what you want of it to "
+        "the merged folder"
+    )
+
+
 def copy_companions(source: Path, target: Path, dtype: str | None) -> None:
     """Copies them into the folder `target`; config.json says that the weights are `dtype`, where one is given."""
     for path in companions(source):
-        shutil.copyfile(path, target / path.name)
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
     config = target / "config.json"
     if dtype and config.is_file():
         value = _with_dtype(json.loads(config.read_text(encoding="utf-8")), dtype)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from fusion.adapter import CONFIG, WEIGHTS, Adapter
+from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
+from fusion.architecture import UNTIE, embedding, is_copy, is_head, is_tied, read_config
 from fusion.artifacts import new_file, new_folder
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
 from fusion.checkpoint import Checkpoint, Layout, save, size
-from fusion.folder import copy_companions
+from fusion.folder import companions, copy_companions, exports
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
 from fusion.sharded import FORMAT, require_storable, save_folder
@@ -51,9 +52,11 @@ class Order(NamedTuple):
 def run(order: Order, stopping: Stopping) -> None:
     """Writes the merged model and its card to `order.out`, whole or not at all."""
     base = _open_pretrained(order.pretrained)
-    models = [_open(path, base) for path in order.finetuned]
+    models = [_open(path, base, order.pretrained) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
+    if order.pretrained.is_dir() and not is_file:
+        _require_companions(order.pretrained)
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
         state = merge(order.recipe.pipeline, TaskVectors(base, models), rng=rng, values=order.recipe.values)
@@ -104,7 +107,26 @@ def _tensors(merged: Merged, order: Order, what: str, stopping: Stopping) -> Ite
             print(f"{what}{done}/{total} tensors, {now - began:.1f} s", file=sys.stderr, flush=True)
             told = now
         stopping.check()
+        _require_variance(*one)
         yield one
+
+
+def _require_variance(name: str, tensor: Tensor) -> None:
+    """ValueError where the running variance of a batch normalization has come out negative: its root is NaN."""
+    if name.endswith("running_var") and (lowest := tensor.min().item() if tensor.numel() else 0) < 0:
+        raise ValueError(
+            f"merged tensor {name!r} holds {lowest:.3g}, and a variance is never negative: this method goes beyond the "
+            "models that it merges; expected a smaller scaling"
+        )
+
+
+def _require_companions(pretrained: Path) -> None:
+    """ValueError where P has what can be neither copied nor left out; a line on stderr about what is left out."""
+    list(companions(pretrained))
+    if left_out := exports(pretrained):
+        print(
+            f"left out: {', '.join(left_out)} (made of the weights of P; export the merged model anew)", file=sys.stderr
+        )
 
 
 def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequence[Path]) -> Facts:
@@ -120,12 +142,30 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
 
 
 def _open_pretrained(path: Path) -> Checkpoint:
-    if (path / CONFIG).is_file() or path.name == WEIGHTS:
+    if is_adapter(path) or path.name == WEIGHTS:
         raise ValueError(f"--pretrained {path} is a PEFT adapter; expected the model that it adapts")
     return Checkpoint(path)
 
 
-def _open(path: Path, base: Mapping[str, Tensor]) -> Checkpoint | Adapter:
+def _open(path: Path, base: Mapping[str, Tensor], pretrained: Path) -> Checkpoint | Adapter:
     if path.name == WEIGHTS:
         raise ValueError(f"{path} is the weights of a PEFT adapter; expected its folder, with {CONFIG}")
-    return Adapter(path, base) if (path / CONFIG).is_file() else Checkpoint(path)
+    config = read_config(pretrained)
+    if is_adapter(path):
+        return Adapter(path, base, config)
+    model = Checkpoint(path)
+    return _without_tied_head(model, base) if is_tied(config, base) else model
+
+
+def _without_tied_head(model: Checkpoint, base: Mapping[str, Tensor]) -> Checkpoint:
+    """The model without a head that it stores and P does not; ValueError where that is not its embedding."""
+    for head in [name for name in model if is_head(name) and name not in base]:
+        table = embedding(model)
+        if table is None or not is_copy(model, head, table):
+            raise ValueError(
+                f"{model!r} has {head!r}, which is tied to the input embedding in {base!r} and here differs from "
+                f"{table!r}: the head was trained apart; {UNTIE} (and so every model that has no head of its own)"
+            )
+        print(f"left out: {head!r} of {model!r}, a copy of {table!r}, to which P ties it", file=sys.stderr)
+        model = model.only(name for name in model if name != head)
+    return model

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fusion.adapter import CONFIG, Adapter
+from fusion.adapter import Adapter, is_adapter
+from fusion.architecture import read_config
 from fusion.checkpoint import DTYPES, Checkpoint, shape
 from fusion.parallel import workers
 
@@ -19,12 +20,13 @@ def show(paths: Sequence[Path]) -> Iterator[str]:
 
     An adapter is shown as its factors; after a model that it fits, as the model that it makes of it.
     """
+    is_adapter(paths[0])  # refuses a folder that holds a whole model too
     first = Checkpoint(paths[0])
     yield from contents(first)
     for path in paths[1:]:
         yield ""
-        is_change = (path / CONFIG).is_file() and not (paths[0] / CONFIG).is_file()
-        yield from differences(first, Adapter(path, first) if is_change else Checkpoint(path))
+        is_change = is_adapter(path) and not is_adapter(paths[0])
+        yield from differences(first, Adapter(path, first, read_config(paths[0])) if is_change else Checkpoint(path))
 
 
 def contents(model: Mapping[str, Tensor]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion import thresholds
-from fusion.checkpoint import shape
+from fusion.checkpoint import is_float, shape
 from fusion.merged import Change, Merged, TaskModels
 from fusion.parallel import RUNS_AHEAD, is_finite, workers
 
@@ -39,7 +39,8 @@ class TaskVectors:
 
     pretrained: named tensors; finetuned: T mappings with the same names and shapes. Any mapping will do, a
     `state_dict()` too; a `fusion.checkpoint.Checkpoint` reads from disk only what is asked for.
-    ValueError names the tensor and both sides if one is missing, extra, of another shape, or not finite.
+    ValueError names the tensor and both sides if one is missing, extra, of another shape, integer against float, or
+    not finite.
     """
 
     def __init__(self, pretrained: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
@@ -218,6 +219,12 @@ def _check_same_tensors(pretrained: Mapping[str, Tensor], model: Mapping[str, Te
         if got != expected:
             raise ValueError(
                 f"tensor {name!r}: got shape {got} in {_where(model)}, expected {expected} as in {_where(pretrained)}"
+            )
+        if is_float(model, name) != is_float(pretrained, name):
+            types = [("an integer", "a float")[is_float(side, name)] for side in (model, pretrained)]
+            raise ValueError(
+                f"tensor {name!r}: got {types[0]} in {_where(model)}, expected {types[1]} as in {_where(pretrained)}; "
+                "integers and floats cannot be merged (quantized weights must be converted back first)"
             )
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_vectors import Model
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification, GPT2Model
 
 from fusion.adapter import CONFIG, WEIGHTS, Adapter
 from fusion.artifacts import read_json, write_json
@@ -138,7 +138,6 @@ BASE: Model = {"w.weight": torch.zeros(2, 3), "n": torch.tensor([1, 2])}
         ({"layer_replication": [[0, 1]]}, "layer_replication is set"),
         ({"an_option_of_next_year": 1}, "an_option_of_next_year is set"),
         ({"r": 2}, r"lora_A.weight' is \(1, 3\), .* expected rank 2"),
-        ({"fan_in_fan_out": True}, r"makes a float \(3, 2\) of 'w.weight', which is torch.float32 \(2, 3\)"),
     ],
 )
 def test_what_is_more_than_a_low_rank_update_is_refused_by_its_name(
@@ -201,3 +200,100 @@ def test_a_configuration_without_rank_or_alpha_is_refused(name: str, tmp_path: P
     write_json(tmp_path / CONFIG, {key: value for key, value in read_json(tmp_path / CONFIG).items() if key != name})
     with pytest.raises(ValueError, match=f"got {name} None, expected a number"):
         Adapter(tmp_path, base)
+
+
+# --- which weights are (in, out)
+
+
+def gpt2_classifier() -> nn.Module:
+    config = GPT2Config(vocab_size=11, n_positions=6, n_embd=8, n_layer=1, n_head=2, num_labels=8, pad_token_id=0)
+    return GPT2ForSequenceClassification(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", [["attn.c_proj", "score"], ["c_attn", "mlp.c_proj", "score"]])
+def test_each_module_of_gpt2_is_turned_as_its_class_has_it_whatever_the_one_flag_says(
+    targets: list[str], tmp_path: Path
+) -> None:
+    base, expected = adapt(gpt2_classifier, tmp_path, target_modules=targets)
+    for flag in (False, True):
+        write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"fan_in_fan_out": flag})
+        found = Adapter(tmp_path, base, {"model_type": "gpt2"})
+        for name, tensor in found.items():
+            assert torch.allclose(tensor.float(), expected[name], atol=1e-6), (name, flag)
+
+
+SQUARE: Model = {"c_proj.lora_A.weight": torch.tensor([[1.0, 2.0]]), "c_proj.lora_B.weight": torch.ones(2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("config", "flag", "is_turned"),
+    [
+        ({"model_type": "gpt2"}, False, True),
+        ({"model_type": "gpt_bigcode"}, True, False),
+        ({"decoder": {"model_type": "gpt2"}, "model_type": "vision-encoder-decoder"}, False, True),
+        ({"model_type": "of_the_authors", "auto_map": {"AutoModel": "modeling.Model"}}, True, True),
+        ({}, True, True),
+        ({}, False, False),
+    ],
+)
+def test_a_square_weight_is_turned_as_the_type_of_the_model_says_and_else_the_flag(
+    config: dict[str, Any], flag: bool, is_turned: bool, tmp_path: Path
+) -> None:
+    adapter = Adapter(write(tmp_path, SQUARE, fan_in_fan_out=flag), {"c_proj.weight": torch.zeros(2, 2)}, config)
+    product = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
+    assert torch.equal(adapter["c_proj.weight"].float(), product.T if is_turned else product)
+
+
+def test_where_the_shape_fits_one_way_only_the_flag_does_not_matter(tmp_path: Path) -> None:
+    for flag in (True, False):
+        assert Adapter(write(tmp_path, FACTORS, fan_in_fan_out=flag), BASE)["w.weight"].shape == (2, 3)
+    with pytest.raises(ValueError, match=r"makes a float \(2, 3\) of 'w.weight', which is torch.float32 \(2, 4\)"):
+        Adapter(tmp_path, {"w.weight": torch.zeros(2, 4)})
+
+
+# --- layers that are missing
+
+
+LAYERS: Model = {f"layers.{i}.{name}.weight": torch.zeros(2, 3) for i in range(3) for name in ("q", "k", "norm.w")}
+OF_ALL: Model = {f"layers.{i}.q.{key[2:]}": tensor.clone() for i in range(3) for key, tensor in FACTORS.items()}
+OF_TWO: Model = {key: tensor for key, tensor in OF_ALL.items() if not key.startswith("layers.1")}
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"target_modules": ["q"]}, r"layers\.1\.q \(1 in all\)"),
+        ({"target_modules": ["layers.1.q", "layers.0.q"]}, r"layers\.1\.q \(1 in all\)"),
+        ({"target_modules": ["q", "k"]}, r"layers\.1\.q, layers\.0\.k, layers\.1\.k \(4 in all\)"),
+        ({"target_modules": ["q"], "layers_to_transform": [0, 1]}, r"layers\.1\.q \(1 in all\)"),
+    ],
+)
+def test_layers_that_the_configuration_names_and_the_file_lacks_are_an_error_that_names_them(
+    options: dict[str, Any], missing: str, tmp_path: Path
+) -> None:
+    base = {f"model.{name}": tensor for name, tensor in LAYERS.items()}
+    state = {f"model.{key}": tensor for key, tensor in OF_TWO.items()}
+    message = missing.replace("layers", r"model\.layers") + r", which target_modules in adapter_config\.json names"
+    options = options | {
+        "target_modules": [name.replace("layers", "model.layers") for name in options["target_modules"]]
+    }
+    with pytest.raises(ValueError, match=f"has nothing for {message}"):
+        Adapter(write(tmp_path, state, **options), base)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q"], "layers_to_transform": [0, 2]},
+        {"target_modules": ["q"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
+        {"target_modules": ["q"], "exclude_modules": ["layers.1.q"]},
+        {"target_modules": ["q"], "exclude_modules": r".*\.1\.q"},
+        {"target_modules": r".*\.q"},
+        {"target_modules": ["q", "of_another_model"], "layers_to_transform": [0, 2], "layers_pattern": ["h", "layers"]},
+    ],
+)
+def test_layers_that_are_not_asked_for_are_not_missed(options: dict[str, Any], tmp_path: Path) -> None:
+    base = {f"model.{name}": tensor for name, tensor in LAYERS.items()} | {"pooler.q.weight": torch.zeros(2, 3)}
+    state = {f"model.{key}": tensor for key, tensor in OF_TWO.items()}
+    assert Adapter(write(tmp_path, state, **options), base)["model.layers.2.q.weight"].all()

@@ -240,3 +240,9 @@ def test_sizes_are_read_as_transformers_reads_them(text: str, count: int) -> Non
 def test_what_is_no_size_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="expected one like 5GB"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float8_e4m3fn], ids=str)
+def test_a_type_is_known_as_float_or_not_from_the_header(dtype: torch.dtype, tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2).to(dtype)}, tmp_path / "one.safetensors")
+    assert Checkpoint(tmp_path / "one.safetensors").is_float("w") == dtype.is_floating_point

@@ -171,13 +171,22 @@ def test_magnitude_thresholds_are_exact_at_the_ends_of_float32(value: float) -> 
         ({"a": torch.ones(2)}, r"task1\.safetensors against .*pretrained\.safetensors: missing tensors \['b'\]"),
         ({"a": torch.ones(2), "b": torch.ones(2), "x": torch.ones(2)}, r"task1.*pretrained.*extra tensors \['x'\]"),
         ({"a": torch.ones(2), "b": torch.ones(1, 2)}, r"'b': got shape \(1, 2\) in .*task1.*\(2,\) as in .*pretrained"),
+        (
+            {"a": torch.ones(2), "b": torch.ones(2).int()},
+            r"'b': got an integer in .*task1.* a float as in .*pretrained",
+        ),
     ],
-    ids=["missing", "extra", "shape"],
+    ids=["missing", "extra", "shape", "type"],
 )
 def test_models_that_do_not_fit_are_errors_before_anything_is_read(tuned: Model, message: str, tmp_path: Path) -> None:
     start, other = on_disk(tmp_path, {"a": torch.ones(2), "b": torch.ones(2)}, tuned)
     with pytest.raises(ValueError, match=message):
         TaskVectors(start, [other])
+
+
+def test_a_float_in_place_of_an_integer_is_an_error_of_models_in_memory_too() -> None:
+    with pytest.raises(ValueError, match="'n': got a float in a model in memory, expected an integer as in a model"):
+        TaskVectors({"n": torch.tensor([True])}, [{"n": torch.tensor([1.0])}])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
