@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from fusion.intervals import PROTOCOL
+from fusion.protocol import PROTOCOL
 from fusion.rows import Row, first_error
 
 FOLDER = Path(__file__).parent.parent / "config" / "published"

@@ -13,8 +13,9 @@ from fusion.artifacts import digest, new_file, read_json
 from fusion.backbones import open_backbone
 from fusion.cost import measured
 from fusion.device import on_device
-from fusion.intervals import TOLERANCE, wilson
+from fusion.intervals import wilson
 from fusion.job import Job, progress, queue_seconds
+from fusion.protocol import TOLERANCE
 from fusion.scoring import Predictions
 from fusion.spaces import read_weights
 from fusion.suites import Scored, Suite

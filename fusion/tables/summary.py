@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from fusion.intervals import PROTOCOL, TOLERANCE, difference_z
+from fusion.intervals import difference_z
+from fusion.protocol import PROTOCOL, TOLERANCE
 from fusion.tables.labels import in_space, label, percent, points
 from fusion.tables.score_rows import by_place, clean, measured, of_suite
 
