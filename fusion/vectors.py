@@ -42,7 +42,9 @@ def _check_mapping(name: str, model: object) -> None:
     if isinstance(model, (str, Path)):
         raise ValueError(f"{name}: got a path, {str(model)!r}, expected named tensors: pass Checkpoint({str(model)!r})")
     if isinstance(model, nn.Module):
-        raise ValueError(f"{name}: got the module {type(model).__name__}, expected named tensors: module.state_dict()")
+        raise ValueError(
+            f"{name}: got the module {type(model).__name__}, expected named tensors: pass its state_dict()"
+        )
     raise ValueError(f"{name}: got {type(model).__name__}, expected named tensors: a state_dict() or Checkpoint(path)")
 
 
@@ -62,9 +64,9 @@ class TaskVectors:
             raise ValueError(f"finetuned: got one {got}, expected a list of models: [A, B], of a single one [A]")
         if not finetuned:
             raise ValueError("got no fine-tuned model, expected at least one")
-        for place, model in enumerate(finetuned):
-            _check_mapping(f"finetuned[{place}]", model)
         self.pretrained, self.finetuned, self._are_deltas = pretrained, tuple(finetuned), False
+        for place, model in enumerate(self.finetuned):
+            _check_mapping(f"finetuned[{place}]", model)
         self._count = len(self.finetuned)
         self._changes: tuple[tuple[Change, bool], ...] = ()
         for model in self.finetuned:
