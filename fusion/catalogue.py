@@ -41,9 +41,14 @@ def recipe(method: str, assignments: Sequence[str]) -> Recipe:
 
 
 def description(algorithm: str) -> str:
-    """The text that its module begins with: title, paper, equation, departures."""
-    text = ast.get_docstring(ast.parse((METHODS / f"{algorithm}.py").read_text(encoding="utf-8")))
-    assert text is not None, algorithm
+    """The text that its module begins with: title, paper, equation, departures; ValueError where there is none."""
+    path = METHODS / f"{algorithm}.py"
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if not text:
+        raise ValueError(
+            f"{path} has no docstring; expected it to begin with one: what the method does in a line, an empty line, "
+            "then authors, venue, arXiv id and the equation (see ties.py beside it)"
+        )
     return text
 
 

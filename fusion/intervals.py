@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
-TOLERANCE = 0.03  # between a published zero-shot accuracy and that of another library's preprocessing
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from fusion.protocol import PROTOCOL
 from fusion.rows import Row, first_error
 
 FOLDER = Path(__file__).parent.parent / "config" / "published"
@@ -16,8 +17,9 @@ class PublishedRow(Row):
     """One accuracy of a model on a task, between 0 and 1; or, with `task` empty, its average over a suite's tasks.
 
     n_tasks: how many tasks it is over; family: which fine-tuned models it is of; setting: what the paper says was
-    chosen by hand; chosen_on: 'test' where it was chosen there; suite and space as in a run; source: the file it was
-    read from. ValueError for a task and n_tasks that do not go together.
+    chosen by hand; chosen_on: 'test' where it was chosen there; suite and space as in a run; protocol: 'clip' with
+    CLIP's normalization and all templates of a task, 'peta' without normalization, with one prompt and squashed
+    pictures; source: the file it was read from. ValueError for a task and n_tasks that do not go together.
     """
 
     paper: str
@@ -32,6 +34,7 @@ class PublishedRow(Row):
     value: float = Field(ge=0, le=1)
     setting: str
     chosen_on: Literal["", "test"]
+    protocol: Literal["clip", "peta"]
     source: str
 
     @model_validator(mode="after")
@@ -58,9 +61,9 @@ def read_published(backbones: Iterable[str], folder: Path = FOLDER) -> list[dict
 
 
 def zero_shot(rows: Iterable[Mapping[str, Any]], backbone: str) -> dict[str, list[float]]:
-    """The published accuracies of a pre-trained model by task."""
+    """The published accuracies of a pre-trained model by task, of this project's protocol alone."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if (row["backbone"], row["method"]) == (backbone, "pretrained") and row["task"]:
+        if (row["backbone"], row["method"], row["protocol"]) == (backbone, "pretrained", PROTOCOL) and row["task"]:
             found.setdefault(row["task"], []).append(row["value"])
     return found

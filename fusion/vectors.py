@@ -6,10 +6,11 @@ cache. Nothing here keeps more than one layer of all tasks in memory, and θ0 is
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusion import thresholds
 from fusion.checkpoint import is_float, shape
@@ -34,19 +35,38 @@ class Layer(NamedTuple):
     start: int = 0  # of a run: its first coordinate's place in the flattened tensor
 
 
+def _check_mapping(name: str, model: object) -> None:
+    """ValueError saying what to pass in place of what is no mapping of named tensors."""
+    if isinstance(model, Mapping):
+        return
+    if isinstance(model, (str, Path)):
+        raise ValueError(f"{name}: got a path, {str(model)!r}, expected named tensors: pass Checkpoint({str(model)!r})")
+    if isinstance(model, nn.Module):
+        raise ValueError(
+            f"{name}: got the module {type(model).__name__}, expected named tensors: pass its state_dict()"
+        )
+    raise ValueError(f"{name}: got {type(model).__name__}, expected named tensors: a state_dict() or Checkpoint(path)")
+
+
 class TaskVectors:
     """The task vectors of T models fine-tuned from one pre-trained model.
 
     pretrained: named tensors; finetuned: T mappings with the same names and shapes. Any mapping will do, a
     `state_dict()` too; a `fusion.checkpoint.Checkpoint` reads from disk only what is asked for.
     ValueError names the tensor and both sides if one is missing, extra, of another shape, integer against float, or
-    not finite.
+    not finite; and says what to pass in place of what is no mapping.
     """
 
     def __init__(self, pretrained: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
+        _check_mapping("pretrained", pretrained)
+        if isinstance(finetuned, (Mapping, str, Path, nn.Module)):
+            got = type(finetuned).__name__
+            raise ValueError(f"finetuned: got one {got}, expected a list of models: [A, B], of a single one [A]")
         if not finetuned:
             raise ValueError("got no fine-tuned model, expected at least one")
         self.pretrained, self.finetuned, self._are_deltas = pretrained, tuple(finetuned), False
+        for place, model in enumerate(self.finetuned):
+            _check_mapping(f"finetuned[{place}]", model)
         self._count = len(self.finetuned)
         self._changes: tuple[tuple[Change, bool], ...] = ()
         for model in self.finetuned:

@@ -125,14 +125,15 @@ def test_wilson_intervals_have_their_published_values() -> None:
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
-def test_a_pretrained_model_far_from_all_published_accuracies_is_reported_at_once(
+def test_a_pretrained_model_far_from_any_published_accuracy_is_reported_at_once(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores, _ = evaluated(world, tmp_path, "full", None)
     accuracy = scores[(scores["metric"] == "accuracy")].set_index("task")["value"].to_dict()
     near, far = TASKS[0], TASKS[1]
-    published = {near: [accuracy[near] + 0.2, accuracy[near] - 0.02], far: [accuracy[far] + 0.05]}
+    published = {near: [accuracy[near] + 0.02, accuracy[near] - 0.02], far: [accuracy[far], accuracy[far] + 0.05]}
     capsys.readouterr()
     evaluated(world, tmp_path, "full", None, published)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
-    assert f"{100 * accuracy[far]:.1f} % zero-shot on {far}, published {100 * accuracy[far] + 5:.1f} %" in line
+    said = f"{100 * accuracy[far]:.1f} % zero-shot on {far}, published {100 * accuracy[far]:.1f}, "
+    assert f"{said}{100 * accuracy[far] + 5:.1f} %" in line

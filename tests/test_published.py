@@ -12,14 +12,15 @@ from example_scores import add_model, first, tables_job
 from fusion.job import Job
 from fusion.plan import ROWS
 from fusion.published import read_published, zero_shot
+from fusion.stages.evaluate import _far_from_published
 from fusion.stages.report import make_report
 from fusion.stages.tables import TABLES, make_tables
 from fusion.tables.published import COLUMNS
 from fusion.tables.summary import findings
 
-HEADER = "paper,family,backbone,mode,space,suite,method,task,value,setting,chosen_on,source\n"
+HEADER = "paper,family,backbone,mode,space,suite,method,task,value,setting,chosen_on,protocol,source\n"
 AVERAGES = "".join(
-    f"arXiv:2,{family},tiny,full,weight,{suite},{method},,{n},{value},,,a note\n"
+    f"arXiv:2,{family},tiny,full,weight,{suite},{method},,{n},{value},,,clip,a note\n"
     for family, suite, method, n, value in (
         ("A", "pair", "ties", 2, 0.45),
         ("B", "pair", "ties", 2, 0.55),
@@ -30,24 +31,24 @@ AVERAGES = "".join(
 RIGHT = {"colours": first(12, 20), "food": first(16, 20)}
 
 
-def published(folder: Path, *lines: str, averages: str = "") -> list[dict[str, Any]]:
+def published(folder: Path, *lines: str, averages: str = "", protocol: str = "clip") -> list[dict[str, Any]]:
     """Published numbers of a file: a row for each 'space,suite,method,task,value,setting,chosen_on'."""
     rows = []
     for line in lines:
         space, suite, rest = line.split(",", 2)
-        rows.append(f"arXiv:1,A,tiny,full,{space},{suite},{rest},somewhere\n")
+        rows.append(f"arXiv:1,A,tiny,full,{space},{suite},{rest},{protocol},somewhere\n")
     (folder / "published.csv").write_text(HEADER + "".join(rows))
     (folder / "averages.csv").write_text(HEADER.replace("task,", "task,n_tasks,") + averages)
     return read_published(["tiny"], folder)
 
 
-def compared(folder: Path, *lines: str, averages: str = "") -> pd.DataFrame:
+def compared(folder: Path, *lines: str, averages: str = "", protocol: str = "clip") -> pd.DataFrame:
     """What a run of two models and a pre-trained one finds in those numbers."""
     add_model(folder, "pretrained", RIGHT, mode="", suite="")
     add_model(folder, "ties", RIGHT, space="weight")
     add_model(folder, "ties", {task: ~right for task, right in RIGHT.items()}, space="weight", seed=1)
     job = tables_job(folder)
-    job.params["published"] = published(folder, *lines, averages=averages)
+    job.params["published"] = published(folder, *lines, averages=averages, protocol=protocol)
     make_tables(job)
     return pd.read_parquet(folder / "tables/published.parquet")
 
@@ -105,6 +106,13 @@ def test_a_zero_shot_accuracy_far_from_the_published_one_is_a_warning(tmp_path: 
     )
 
 
+def test_numbers_of_another_protocol_are_shown_but_take_no_part_in_the_zero_shot_check(tmp_path: Path) -> None:
+    (row,) = compared(tmp_path, "weight,pair,pretrained,food,0.1,,", protocol="peta").to_dict("records")
+    assert row["published"] == 0.1 and row["protocol"] == "peta"
+    tables = {name: pd.read_parquet(tmp_path / f"tables/{name}.parquet") for name in TABLES}
+    assert not [finding for finding in findings(tables) if "ero-shot" in finding.text]
+
+
 def test_a_run_that_nothing_was_published_of_has_an_empty_table(tmp_path: Path) -> None:
     found = compared(tmp_path, "weight,pair,emr,food,0.7,,")
     assert found.empty and list(found.columns) == COLUMNS
@@ -114,9 +122,12 @@ def test_a_run_that_nothing_was_published_of_has_an_empty_table(tmp_path: Path) 
     ("text", "error"),
     [
         ("paper,method\nx,y\n", r"a\.csv line 2: family: got .*Field required"),
-        (f"{HEADER}p,f,b,full,weight,s,ties,food,63.2,,,w\n", r"a\.csv line 2: value: got '63.2', .*less than"),
-        (f"{HEADER}p,f,b,full,weight,s,ties,,0.6,,,w\n", r"a\.csv line 2: got task '' and n_tasks 1, expected a task"),
-        (f"{HEADER}p,f,b,full,weight,s,ties,food,0.6,,,w,more\n", r"a\.csv line 2: .*keywords must be strings"),
+        (f"{HEADER}p,f,b,full,weight,s,ties,food,63.2,,,clip,w\n", r"a\.csv line 2: value: got '63.2', .*less than"),
+        (
+            f"{HEADER}p,f,b,full,weight,s,ties,,0.6,,,clip,w\n",
+            r"a\.csv line 2: got task '' and n_tasks 1, expected a task",
+        ),
+        (f"{HEADER}p,f,b,full,weight,s,ties,food,0.6,,,clip,w,more\n", r"a\.csv line 2: .*keywords must be strings"),
     ],
 )
 def test_a_file_that_is_not_such_a_table_is_an_error_that_says_where(text: str, error: str, tmp_path: Path) -> None:
@@ -126,14 +137,30 @@ def test_a_file_that_is_not_such_a_table_is_an_error_that_says_where(text: str, 
 
 
 def test_zero_shot_accuracies_are_those_of_the_pretrained_model() -> None:
-    row = {"backbone": "b", "method": "pretrained", "task": "food"}
+    row = {"backbone": "b", "method": "pretrained", "task": "food", "protocol": "clip"}
     rows = [row | {"value": 0.6}, row | {"value": 0.7}, row | {"method": "ties", "value": 0.8}]
     rows += [row | {"task": "", "value": 0.9}, row | {"backbone": "c", "value": 0.5}]
+    rows += [row | {"protocol": "peta", "value": 0.1}]
     assert zero_shot(rows, "b") == {"food": [0.6, 0.7]}
 
 
+def test_a_run_without_normalization_is_far_from_what_was_published_of_every_backbone() -> None:
+    rows = read_published(["clip_vitb16"])
+    known = zero_shot(rows, "clip_vitb16")
+    unnormalized = {r["task"]: r["value"] for r in rows if r["method"] == "pretrained" and r["protocol"] == "peta"}
+    assert len(unnormalized) == 7 and unnormalized["svhn"] < 0.09
+    right = {task: values[0] for task, values in known.items()}
+    assert len(right) == 20 and list(_far_from_published(measurements(right), known)) == []
+    far = list(_far_from_published(measurements(unnormalized), known))
+    assert len(far) == 7 and any(line.startswith("WARNING: 8.9 % zero-shot on svhn, published 52.0 %") for line in far)
+
+
+def measurements(accuracies: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"task": task, "metric": "accuracy", "value": value} for task, value in accuracies.items()]
+
+
 def test_numbers_of_other_backbones_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(f"{HEADER}p,f,b,full,weight,s,ties,food,0.6,,,w\n")
+    (tmp_path / "a.csv").write_text(f"{HEADER}p,f,b,full,weight,s,ties,food,0.6,,,clip,w\n")
     assert read_published(["c"], tmp_path) == [] and len(read_published(["b", "c"], tmp_path)) == 1
 
 

@@ -101,7 +101,7 @@ def test_published_numbers_are_compared_with_clean_accuracies_alone(folder: Path
     job = tables_job(folder)
     published = {"paper": "p", "family": "f", "backbone": "tiny", "mode": "full", "space": "weight", "suite": "other"}
     published |= {"method": "pretrained", "task": "a", "n_tasks": 1, "value": 0.4}
-    published |= {"setting": "", "chosen_on": "", "source": "s"}
+    published |= {"setting": "", "chosen_on": "", "protocol": "clip", "source": "s"}
     job.params["published"] = [published]
     make_tables(job)
     assert pd.read_parquet(folder / "tables/published.parquet")["suite"].tolist() == ["pair"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,29 @@ def test_task_vectors_are_differences_in_float32() -> None:
     (layer,) = TaskVectors(start, [tuned, start]).layers()
     assert (layer.name, layer.pretrained.dtype, layer.taus.dtype) == ("w", torch.float32, torch.float32)
     assert layer.taus.tolist() == [[0.0078125, -2.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "finetuned", "error"),
+    [
+        ("a.safetensors", [{}], r"pretrained: got a path, 'a.safetensors', .*Checkpoint\('a.safetensors'\)"),
+        ({}, [{}, Path("b")], r"finetuned\[1\]: got a path, 'b', expected named tensors: pass Checkpoint\('b'\)"),
+        (torch.nn.Linear(1, 1), [{}], r"pretrained: got the module Linear, .*pass its state_dict\(\)"),
+        ({}, [torch.nn.Linear(1, 1)], r"finetuned\[0\]: got the module Linear, .*pass its state_dict\(\)"),
+        ({}, {}, r"finetuned: got one dict, expected a list of models: \[A, B\], of a single one \[A\]"),
+        ({}, "ab", r"finetuned: got one str, expected a list of models"),
+        ({}, torch.nn.ModuleList([torch.nn.Linear(1, 1)]), r"finetuned: got one ModuleList, expected a list of models"),
+        ({}, [None], r"finetuned\[0\]: got NoneType, expected named tensors"),
+    ],
+)
+def test_what_is_no_model_is_an_error_that_says_what_to_pass(pretrained: Any, finetuned: Any, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        TaskVectors(pretrained, finetuned)
+
+
+def test_models_may_come_from_a_generator() -> None:
+    taus = TaskVectors(model([1.0]), (model([value]) for value in (2.0, 3.0)))  # type: ignore[arg-type]
+    assert len(taus) == 2 and next(taus.layers()).taus.tolist() == [[1.0], [2.0]]
 
 
 def test_deltas_are_task_vectors_without_rounding() -> None:

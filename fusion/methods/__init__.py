@@ -6,20 +6,42 @@ compose: `methods.ties(methods.dare(taus, rng=rng), rng=rng)`, which a configura
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache, wraps
 from importlib import import_module
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Generator
 
+from fusion.hyperparameters import hyperparameters
 from fusion.pipelines import algorithms, check_order, kind, names, needs, parts, prefix
+from fusion.rows import first_error
 from fusion.vectors import Merged, TaskModels, TaskVectors
 
 
+@cache
 def load(name: str) -> Callable[..., Any]:
-    """The algorithm of that name; ValueError names all when there is none."""
+    """The algorithm of that name, which checks its hyper-parameters first, as those of a row are; ValueError names all
+    algorithms when there is none of that name."""
     if name not in algorithms():
         raise ValueError(f"unknown algorithm {name!r}; expected one of {', '.join(algorithms())}")
-    return getattr(import_module(f"{__name__}.{name}"), name)
+    function = getattr(import_module(f"{__name__}.{name}"), name)
+
+    @wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        return function(*args, **given | _in_range(name, given))
+
+    return checked
+
+
+def _in_range(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters among the arguments, as the types of the signature; ValueError for one out of range."""
+    own = {key: given[key] for key in names(name) if key in given}
+    try:
+        typed = hyperparameters(name)(**own)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {first_error(error)}") from error
+    return {key: getattr(typed, key) for key in own}
 
 
 def merge(

@@ -12,7 +12,7 @@ KEYS = ["backbone", "mode", "method", "task", "n_tasks"]
 MODEL = ["backbone", "suite", "mode", "space", "method_class", "method"]
 COLUMNS = [
     *("backbone", "suite", "mode", "space", "method", "task", "n_tasks", "value", "seeds", "published", "difference"),
-    *("family", "setting", "chosen_on", "paper", "source"),
+    *("family", "setting", "chosen_on", "protocol", "paper", "source"),
 ]
 
 
@@ -21,7 +21,8 @@ def make_published(placed: pd.DataFrame, published: Sequence[dict[str, Any]]) ->
 
     value: test accuracy on clean data, averaged over seeds; difference: value − published. task: '' for an average over
     the suite's n_tasks tasks. chosen_on: 'test' where the paper chose a coefficient there. family: which fine-tuned
-    models the number is of; of different families, differences say little. A fused model is compared in the same suite
+    models the number is of; of different families, differences say little. protocol: how pictures and prompts were read
+    (`PublishedRow`). A fused model is compared in the same suite
     and space alone; references, which have neither, in any, but their averages in the same suite.
     """
     theirs = pd.DataFrame(published, columns=list(PublishedRow.model_fields)).astype({"n_tasks": int})

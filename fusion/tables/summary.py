@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from fusion.intervals import TOLERANCE, difference_z
+from fusion.intervals import difference_z
+from fusion.protocol import PROTOCOL, TOLERANCE
 from fusion.tables.labels import in_space, label, percent, points
 from fusion.tables.score_rows import by_place, clean, measured, of_suite
 
@@ -171,8 +172,10 @@ def _test_above_val(scores: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _zero_shot(published: pd.DataFrame) -> Iterator[Finding]:
-    """The pre-trained model against published numbers: the wrong class order or normalization shows there first."""
+    """The pre-trained model against published numbers of the same protocol: the wrong class order or normalization
+    shows there first."""
     rows = published[(published["method"] == "pretrained") & (published["task"] != "")]
+    rows = rows[rows["protocol"] == PROTOCOL]
     rows = rows.drop_duplicates(["backbone", "task", "published"])
     if rows.empty:
         return
