@@ -100,6 +100,78 @@ def test_an_edited_model_file_is_prepared_again_with_all_that_depends_on_it(done
     assert "prepare_task" not in run.rules
 
 
+@contextmanager
+def without_memory(folder: Path) -> Iterator[None]:
+    """The run's folder without what Snakemake remembers, inside the block."""
+    (folder / ".snakemake").rename(folder / "remembered")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder / ".snakemake", ignore_errors=True)
+        (folder / "remembered").rename(folder / ".snakemake")
+
+
+def test_the_same_jobs_are_stale_without_what_snakemake_remembers(done: Path) -> None:
+    changes = {
+        "seeds": [0, 1],
+        "finetune": {"steps": 5},
+        "define": {"methods": {"ties": {"hyperparameters": {"density": 0.5}}}},
+    }
+    for change in ({}, changes):
+        with_memory = plan(done, **change).rules
+        with without_memory(done):
+            assert plan(done, **change).rules == with_memory
+    assert with_memory["finetune_task"] == 2 * 3 * len(tiny.TASKS) and not with_memory["prepare_task"]
+
+
+def test_results_with_other_times_are_not_made_again(done: Path) -> None:
+    paths = sorted((done / "results").rglob("*"), reverse=True)
+    before = {path: path.stat() for path in paths if path.is_file()}
+    for number, path in enumerate(before):
+        os.utime(path, (10**9 + number, 10**9 + number))
+    rules = plan(done).rules
+    for path, status in before.items():
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert not rules
+
+
+def test_results_of_another_run_that_took_a_files_place_are_made_again(done: Path) -> None:
+    scores = done / "results/tiny/scores/tiny/full/individual/tiny"
+    own, other = (scores / task / "seed0.parquet" for task in ("food", "colours"))
+    content = own.read_bytes()
+    own.write_bytes(other.read_bytes())
+    rules = plan(done).rules
+    own.write_bytes(content)
+    assert rules == {"evaluate_individual": 1} | AFTER_FUSION
+
+
+@pytest.mark.parametrize("known", ["with results", "without"])
+def test_a_missing_source_stops_the_run_and_old_results_do_not_stand_for_it(done: Path, known: str) -> None:
+    row = {"food": {"sources": [tiny.task_row(done, "food")["sources"][0] | {"files": {"all": "fodo.txt"}}]}}
+    run = tiny.snakemake(done, run="tiny" if known == "with results" else "other", define={"tasks": row})
+    assert run.returncode != 0 and not run.rules, run.output
+    assert re.search(r"task 'food' \(config/tasks.yaml\): no file or folder \S+fodo.txt", run.output), run.output
+
+
+def test_sources_may_go_once_they_are_prepared(done: Path) -> None:
+    (done / "data").rename(done / "away")
+    run = plan_with(tiny.ROOT, done)
+    (done / "away").rename(done / "data")
+    assert not run.rules
+
+
+def test_a_source_of_other_content_is_seen_whatever_its_time(done: Path) -> None:
+    path = done / "data/food.txt"
+    content, times = path.read_bytes(), path.stat()
+    for age in (0, -86400):
+        path.write_bytes(content.replace(b"apple", b"lemon"))
+        os.utime(path, (times.st_atime, times.st_mtime + age))
+        rules = plan_with(tiny.ROOT, done).rules
+        path.write_bytes(content)
+        os.utime(path)  # now: the content is what it was
+        assert rules["prepare_task"] == 1 and not plan(done).rules
+
+
 def test_runs_that_define_an_archive_differently_share_neither_it_nor_what_is_read_from_it(done: Path) -> None:
     backbone = {"tiny": {"sources": [{"archive": "tiny_model", "folder": "bert"}]}}
     paths = []

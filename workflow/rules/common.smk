@@ -43,12 +43,23 @@ def backbone(name):
 @cache
 def pretrained_settings(name):
     """Where a backbone's weights come from, and how they are read."""
-    return {"row": backbone(name), "source": PLAN.rows.backbones[name].source().model_dump()}
+    source = first_source(PLAN.rows.backbones[name], lambda row: row.source(), pretrained(name))
+    return {"row": backbone(name), "source": source.model_dump()}
 
 
 def task_source(name):
     """The first of a task's sources that can be read here."""
-    return PLAN.rows.tasks[name].source(PLAN.rows.archives)
+    return first_source(PLAN.rows.tasks[name], lambda row: row.source(PLAN.rows.archives), data(name))
+
+
+def first_source(row, find, made):
+    """The source that is read; where none is there any more, the folder that `made` was made from."""
+    try:
+        return find(row)
+    except ValueError:
+        if record.sources(made) is None:
+            raise
+        return next(source for source in row.sources if source.folder is not None)
 
 
 @cache
@@ -73,11 +84,11 @@ def pretrained_files(name):
 
 
 @cache
-def checkpoint_files(backbone, mode, task, seed):
+def checkpoint_files(backbone, mode, task):
     """The same of a model that somebody else fine-tuned."""
     paths = lambda: PLAN.checkpoint(backbone, mode, task).paths()
-    where = f"checkpoint of {task!r} for {backbone}, {mode} (config/checkpoints.yaml)"
-    return looked(paths, finetuned(backbone, mode, task, seed), where)
+    # no older result stands for it: without its source, Snakemake would fine-tune in its place
+    return looked(paths, None, f"checkpoint of {task!r} for {backbone}, {mode} (config/checkpoints.yaml)")
 
 
 def looked(paths, made, what):
@@ -85,7 +96,7 @@ def looked(paths, made, what):
     try:
         return look.look(paths(), PLAN.config.hash_sources)
     except (OSError, ValueError) as error:
-        kept = record.sources(made)
+        kept = record.sources(made) if made else None
         if kept is None:
             raise ValueError(f"{what}: {error}; its sources must be there until it is prepared") from error
         return kept
@@ -99,8 +110,7 @@ def check_sources():
         pretrained_files(name)
     for row in TAKEN:
         for task in PLAN.tasks:
-            for seed in PLAN.config.seeds:
-                checkpoint_files(row.backbone, row.mode, task, seed)
+            checkpoint_files(row.backbone, row.mode, task)
 
 
 def said_of_sources():

@@ -80,7 +80,7 @@ ruleorder: take_finetuned > finetune_task
 rule take_finetuned:
     input:
         model=lambda w: pretrained(w.backbone),
-        files=lambda w: PLAN.checkpoint(w.backbone, w.mode, w.task).paths(),
+        files=lambda w: checkpoint_files(w.backbone, w.mode, w.task)["paths"],
     output:
         model=directory(f"{RUN}/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}"),
     log:
@@ -103,7 +103,7 @@ rule take_finetuned:
             "source": PLAN.checkpoint(w.backbone, w.mode, w.task).model_dump(),
             "frozen": PLAN.rows.backbones[w.backbone].frozen,
         },
-        sources=lambda w: checkpoint_files(w.backbone, w.mode, w.task, int(w.seed)),
+        sources=lambda w: checkpoint_files(w.backbone, w.mode, w.task),
     script:
         "../scripts/stage.py"
 
