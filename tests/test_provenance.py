@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_comments_docstrings_and_formatting_make_nothing_stale(package: Path) ->
         docstrings = [ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(text)) if has_docstring(node)]
         for docstring in filter(None, docstrings):
             text = text.replace(f'"""{docstring}"""', '"""Another text."""')
-        text = text.replace("\n\n\n", "\n\n\n# why\n\n").replace(" = ", "  =  ")
+        text = re.sub(r"^( *\w+) = ", r"\1  =  ", text.replace("\n\n\n", "\n\n\n# why\n\n"), flags=re.MULTILINE)
         path.write_text(text, encoding="utf-8")
     ast.parse((package / "methods/ties.py").read_text(encoding="utf-8"))
     assert "Another text." in (package / "methods/ties.py").read_text(encoding="utf-8")
