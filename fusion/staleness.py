@@ -11,6 +11,12 @@ from snakemake.settings.enums import RerunTrigger
 
 from fusion import record
 from snakemake_executor_plugin_forkserver.payload import payload
+from snakemake_executor_plugin_forkserver.report import has_stage
+
+
+def is_stale(job: Any) -> bool:
+    """Whether a result of the job that is there was made from something else than it would be now."""
+    return has_stage(job) and not record.is_current(payload(job))
 
 
 def decide_by_records(workflow: Any) -> None:
@@ -20,6 +26,6 @@ def decide_by_records(workflow: Any) -> None:
     """
     PersistenceBase.has_metadata = lambda self, job: True
     PersistenceBase.has_outdated_metadata = lambda self, job: False
-    PersistenceBase.params_changed = lambda self, job, file=None: not record.is_current(payload(job))
+    PersistenceBase.params_changed = lambda self, job, file=None: is_stale(job)
     if workflow.dag_settings and set(workflow.dag_settings.rerun_triggers) == set(RerunTrigger.all()):
         workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.PARAMS})
