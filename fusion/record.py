@@ -5,6 +5,7 @@ records; its own identity is the hash of all that. So results tell by themselves
 another machine, and without what Snakemake remembers in `.snakemake`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,18 @@ def write(job: Job, inputs: dict[str, list[str]]) -> None:
         write_json(place(output), found | {"made": _made(job, inputs)})
 
 
-def made_from(job: Job) -> dict[str, list[str]]:
+def made_from(job: Job, identity: Callable[[str], str] = identity) -> dict[str, list[str]]:
     """The identities of the inputs by name, without those of files that have no record: sources."""
     named = {name: [identity(path) for path in _list(paths)] for name, paths in job.input.items()}
     return {name: found for name, found in named.items() if any(found)}
 
 
-def is_current(job: Job) -> bool:
-    """Whether every output that is there was made from the parameters and inputs that the job has now."""
-    made = _made(job, made_from(job))
+def is_current(job: Job, identity: Callable[[str], str] = identity) -> bool:
+    """Whether every output that is there was made from the parameters and inputs that the job has now.
+
+    identity: what reads a record's; one that remembers saves a plan of many jobs most of its reading.
+    """
+    made = _made(job, made_from(job, identity))
     there = [output for output in job.output.values() if Path(output).exists()]
     return all(
         identity(output) == made and read_json(place(output)).get("content") == _content(output) for output in there

@@ -4,6 +4,7 @@ Snakemake remembers parameters and inputs in `.snakemake` and compares times. He
 (`fusion.record`), so that neither a lost `.snakemake` nor a copied folder makes old numbers look new, or new ones old.
 """
 
+from functools import cache
 from typing import Any
 
 from snakemake.persistence import PersistenceBase
@@ -14,9 +15,12 @@ from snakemake_executor_plugin_forkserver.payload import payload
 from snakemake_executor_plugin_forkserver.report import has_stage
 
 
+identity = cache(record.identity)  # nothing is made while a run is planned
+
+
 def is_stale(job: Any) -> bool:
     """Whether a result of the job that is there was made from something else than it would be now."""
-    return has_stage(job) and not record.is_current(payload(job))
+    return has_stage(job) and not record.is_current(payload(job), identity)
 
 
 def decide_by_records(workflow: Any) -> None:
