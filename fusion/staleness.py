@@ -7,6 +7,7 @@ Snakemake remembers parameters and inputs in `.snakemake` and compares times. He
 from functools import cache
 from typing import Any
 
+from snakemake.jobs import Job
 from snakemake.persistence import PersistenceBase
 from snakemake.settings.enums import RerunTrigger
 
@@ -24,12 +25,18 @@ def is_stale(job: Any) -> bool:
 
 
 def decide_by_records(workflow: Any) -> None:
-    """Let records decide what runs again, unless the user named other `--rerun-triggers`.
+    """Let records decide what runs again, and no times, unless the user named other `--rerun-triggers`.
 
-    Rules without `params.stage` have no outputs here, and nothing to compare.
+    Snakemake has no setting for either, so its answers are replaced. Rules without `params.stage` have no outputs here,
+    and nothing to compare.
     """
     PersistenceBase.has_metadata = lambda self, job: True
     PersistenceBase.has_outdated_metadata = lambda self, job: False
     PersistenceBase.params_changed = lambda self, job, file=None: is_stale(job)
     if workflow.dag_settings and set(workflow.dag_settings.rerun_triggers) == set(RerunTrigger.all()):
         workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.PARAMS})
+        Job.output_mintime = property(_no_time)  # when an output was made, to be compared with its inputs
+
+
+async def _no_time(_: Job) -> None:
+    return None
