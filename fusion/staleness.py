@@ -4,17 +4,17 @@ Snakemake remembers parameters and inputs in `.snakemake` and compares times. He
 (`fusion.record`), so that neither a lost `.snakemake` nor a copied folder makes old numbers look new, or new ones old.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from snakemake.jobs import Job
 from snakemake.persistence import PersistenceBase
 from snakemake.settings.enums import RerunTrigger
+from snakemake.workflow import Workflow
 
 from fusion import record
 from snakemake_executor_plugin_forkserver.payload import payload
 from snakemake_executor_plugin_forkserver.report import has_stage
-
 
 identity = cache(record.identity)  # nothing is made while a run is planned
 
@@ -24,7 +24,7 @@ def is_stale(job: Any) -> bool:
     return has_stage(job) and not record.is_current(payload(job), identity)
 
 
-def decide_by_records(workflow: Any) -> None:
+def decide_by_records() -> None:
     """Let records decide what runs again, and no times, unless the user named other `--rerun-triggers`.
 
     Snakemake has no setting for either, so its answers are replaced. Rules without `params.stage` have no outputs here,
@@ -33,10 +33,19 @@ def decide_by_records(workflow: Any) -> None:
     PersistenceBase.has_metadata = lambda self, job: True
     PersistenceBase.has_outdated_metadata = lambda self, job: False
     PersistenceBase.params_changed = lambda self, job, file=None: is_stale(job)
-    if workflow.dag_settings and set(workflow.dag_settings.rerun_triggers) == set(RerunTrigger.all()):
-        workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.PARAMS})
-        Job.output_mintime = property(_no_time)  # when an output was made, to be compared with its inputs
+    Workflow.rerun_triggers = property(_triggers)
+    Job.output_mintime = property(partial(_oldest_output, Job.output_mintime.fget))
 
 
-async def _no_time(_: Job) -> None:
-    return None
+def _by_records_alone(workflow: Any) -> bool:
+    return set(workflow.dag_settings.rerun_triggers) == set(RerunTrigger.all())
+
+
+def _triggers(workflow: Any) -> Any:
+    only_records = frozenset({RerunTrigger.PARAMS})
+    return only_records if _by_records_alone(workflow) else workflow.dag_settings.rerun_triggers
+
+
+async def _oldest_output(read: Any, job: Any) -> Any:
+    """When the oldest output was made, which Snakemake compares with the inputs; None, and it does not."""
+    return None if _by_records_alone(job.rule.workflow) else await read(job)

@@ -8,7 +8,7 @@ from fusion.provenance import PACKAGE, code_hash
 from fusion.published import read_published, zero_shot
 from fusion.staleness import decide_by_records
 
-decide_by_records(workflow)
+decide_by_records()
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
