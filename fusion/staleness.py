@@ -30,11 +30,16 @@ def decide_by_records() -> None:
     Snakemake has no setting for either, so its answers are replaced. Rules without `params.stage` have no outputs here,
     and nothing to compare.
     """
-    PersistenceBase.has_metadata = lambda self, job: True
-    PersistenceBase.has_outdated_metadata = lambda self, job: False
-    PersistenceBase.params_changed = lambda self, job, file=None: is_stale(job)
-    Workflow.rerun_triggers = property(_triggers)
-    Job.output_mintime = property(partial(_oldest_output, Job.output_mintime.fget))
+    answers = {
+        (PersistenceBase, "has_metadata"): lambda self, job: True,
+        (PersistenceBase, "has_outdated_metadata"): lambda self, job: False,
+        (PersistenceBase, "params_changed"): lambda self, job, file=None: is_stale(job),
+        (Workflow, "rerun_triggers"): property(_triggers),
+        (Job, "output_mintime"): property(partial(_oldest_output, vars(Job)["output_mintime"].fget)),
+    }
+    for (owner, name), answer in answers.items():
+        assert hasattr(owner, name), f"Snakemake has no {owner.__name__}.{name} any more"
+        setattr(owner, name, answer)
 
 
 def _by_records_alone(workflow: Any) -> bool:
