@@ -72,6 +72,7 @@ def parser() -> Parser:
     one.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the merged model (default: that of P)")
     one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one file of a folder (default: 5GB)")
     one.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    one.add_argument("--strict", action="store_true", help="what is odd about the models is an error, no warning")
     one.set_defaults(run=_merge)
     one = commands.add_parser("methods", help="the algorithms, their hyper-parameters and papers")
     one.add_argument("method", metavar="NAME", nargs="?", help=f"{METHOD}: all about it")
@@ -102,7 +103,9 @@ def _merge(arguments: argparse.Namespace) -> None:
     with Stopping() as stopping:
         from fusion.merging import Order, run
 
-        chosen = {n: getattr(arguments, n) for n in ("pretrained", "finetuned", "out", "seed", "dtype", "quiet")}
+        chosen = {
+            n: getattr(arguments, n) for n in ("pretrained", "finetuned", "out", "seed", "dtype", "quiet", "strict")
+        }
         run(Order(recipe=found, shard_bytes=shard_bytes, command=arguments.argv, **chosen), stopping)
     if not arguments.quiet:
         hint = "" if arguments.pretrained.is_dir() or arguments.out.suffix else " (P is a file: weights and card only)"

@@ -19,6 +19,7 @@ from fusion.checkpoint import Checkpoint, Layout, save, size
 from fusion.folder import companions, copy_companions, exports
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
+from fusion.oddities import oddities
 from fusion.sharded import FORMAT, require_storable, save_folder
 from fusion.stopping import Stopping
 from fusion.vectors import TaskVectors
@@ -38,6 +39,7 @@ class Order(NamedTuple):
     shard_bytes: int
     quiet: bool
     command: Sequence[str]
+    strict: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -59,7 +61,9 @@ def run(order: Order, stopping: Stopping) -> None:
         _require_companions(order.pretrained)
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
-        state = merge(order.recipe.pipeline, TaskVectors(base, models), rng=rng, values=order.recipe.values)
+        taus = TaskVectors(base, models)
+        warnings = _warn(order, base, models)
+        state = merge(order.recipe.pipeline, taus, rng=rng, values=order.recipe.values)
         layout = state.for_task(0).layout(order.torch_dtype)
         require_storable(layout)
         out = stack.enter_context(new_file(order.out) if is_file else new_folder(order.out))
@@ -70,11 +74,22 @@ def run(order: Order, stopping: Stopping) -> None:
         else:
             _write_folders(state, order, out, stopping)
         cards = [text] if isinstance(state, Merged) else [text, *(out / n / "README.md" for n in _task_names(order))]
+        facts = _facts(order, layout, state, files)._replace(warnings=warnings)
         for path in cards:
-            path.write_text(card(order.recipe, _facts(order, layout, state, files), hashes()), encoding="utf-8")
+            path.write_text(card(order.recipe, facts, hashes()), encoding="utf-8")
         for path in (order.out, order.card) if is_file else (order.out,):
             if path.exists() or path.is_symlink():
                 raise FileExistsError(f"{path} came to be while the models were merged, and is left as it is")
+
+
+def _warn(order: Order, base: Checkpoint, models: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """What is odd about the merge, said on stderr before it begins; ValueError instead where that is strict."""
+    lines = list(oddities(order.recipe.pipeline, order.pretrained, order.finetuned, base, models))
+    if lines and order.strict:
+        raise ValueError(f"--strict: {'; '.join(lines)}")
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    return lines
 
 
 def _write_folders(state: Merged | TaskModels, order: Order, out: Path, stopping: Stopping) -> None:
