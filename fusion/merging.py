@@ -13,9 +13,10 @@ from torch import Generator, Tensor
 from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
 from fusion.architecture import UNTIE, embedding, is_copy, is_head, is_tied, read_config
 from fusion.artifacts import new_file, new_folder
+from fusion.bodies import Bodies, View, bodies, hint
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
-from fusion.checkpoint import Checkpoint, Layout, save, size
+from fusion.checkpoint import Checkpoint, Layout, save, save_tensors, size
 from fusion.folder import companions, copy_companions, exports
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
@@ -40,6 +41,7 @@ class Order(NamedTuple):
     quiet: bool
     command: Sequence[str]
     strict: bool = False
+    heads: str | None = None  # 'keep': what not all models have is left out, and to each its own
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -57,11 +59,16 @@ def run(order: Order, stopping: Stopping) -> None:
     models = [_open(path, base, order.pretrained) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
+    heads: Sequence[View] = ()
+    if order.heads:
+        apart = bodies(base, models)
+        _tell_left_out(apart, base, order)
+        base, models, heads = apart.base, apart.models, apart.heads
     if order.pretrained.is_dir() and not is_file:
         _require_companions(order.pretrained)
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
-        taus = TaskVectors(base, models)
+        taus = _task_vectors(base, models, order)
         warnings = _warn(order, base, models)
         state = merge(order.recipe.pipeline, taus, rng=rng, values=order.recipe.values)
         layout = state.for_task(0).layout(order.torch_dtype)
@@ -73,6 +80,7 @@ def run(order: Order, stopping: Stopping) -> None:
             save(out, layout, _tensors(state.for_task(0), order, "", stopping), FORMAT)
         else:
             _write_folders(state, order, out, stopping)
+            _write_heads(heads, order, out)
         cards = [text] if isinstance(state, Merged) else [text, *(out / n / "README.md" for n in _task_names(order))]
         facts = _facts(order, layout, state, files)._replace(warnings=warnings)
         for path in cards:
@@ -80,6 +88,38 @@ def run(order: Order, stopping: Stopping) -> None:
         for path in (order.out, order.card) if is_file else (order.out,):
             if path.exists() or path.is_symlink():
                 raise FileExistsError(f"{path} came to be while the models were merged, and is left as it is")
+
+
+def _task_vectors(base: Checkpoint, models: Sequence[Mapping[str, Tensor]], order: Order) -> TaskVectors:
+    """The task vectors; ValueError says too whether the models fit but for their heads."""
+    try:
+        return TaskVectors(base, models)
+    except ValueError as error:
+        raise ValueError(f"{error}{'' if order.heads else hint(base, models)}") from error
+
+
+def _tell_left_out(apart: Bodies, base: Checkpoint, order: Order) -> None:
+    """A line on stderr about every model of which some tensors are not merged."""
+    for head, file in zip(apart.heads, _head_files(order, order.out), strict=True):
+        if head:
+            print(f"left out: {_some(list(head))} of {head!r}, kept as is in {file}", file=sys.stderr)
+    if apart.left_out:
+        print(f"left out: {_some(apart.left_out)} of {base!r}, which not all models have", file=sys.stderr)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4])) + (f" … ({len(names)} tensors)" if len(names) > 4 else "")
+
+
+def _write_heads(heads: Sequence[View], order: Order, out: Path) -> None:
+    for head, file in zip(heads, _head_files(order, out), strict=False):
+        if head:
+            save_tensors(file, head, FORMAT)
+
+
+def _head_files(order: Order, out: Path) -> list[Path]:
+    """Where the tensors go that only one model has: 'heads/0_food.safetensors'."""
+    return [out / "heads" / f"{name}.safetensors" for name in _task_names(order)]
 
 
 def _warn(order: Order, base: Checkpoint, models: Sequence[Mapping[str, Tensor]]) -> list[str]:
@@ -152,6 +192,8 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
     )
     if isinstance(state, TaskModels):
         text += f" One model a task, each in its folder; {state.extra_parameters:,} parameters beyond those of one."
+    if order.heads:
+        text += " What not all models have is not merged; that of each is in `heads/`, by its own names."
     library = "transformers" if (order.pretrained / "config.json").is_file() else "safetensors"
     return Facts(order.pretrained, order.finetuned, files, order.seed, order.command, text, library)
 
