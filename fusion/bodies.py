@@ -1,13 +1,15 @@
 """The body that models with different heads share, by the names that the pre-trained model has for it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusion.architecture import is_embedding
-from fusion.checkpoint import Checkpoint, is_float, shape
+from fusion.checkpoint import Checkpoint, is_float, save_tensors, shape
+from fusion.sharded import FORMAT
 from fusion.vectors import TaskVectors
 
 Names = Mapping[str, str]
@@ -69,6 +71,22 @@ def bodies(base: Checkpoint, models: Sequence[Mapping[str, Tensor]]) -> Bodies:
     return Bodies(base.only(shared), views, [_rest(view) for view in views], _without(base, shared))
 
 
+def left_out(apart: Bodies, base: Checkpoint, files: Sequence[Path]) -> Iterator[str]:
+    """A line about every model of which some tensors are not merged; files: where those of each go."""
+    for head, file in zip(apart.heads, files, strict=True):
+        if head:
+            yield f"left out: {_some(list(head))} of {head!r}, kept as is in {file}"
+    if apart.left_out:
+        yield f"left out: {_some(apart.left_out)} of {base!r}, which not all models have"
+
+
+def save_heads(heads: Sequence[View], files: Sequence[Path]) -> None:
+    """Writes the tensors that only one model has, where it has any."""
+    for head, file in zip(heads, files, strict=False):  # without --heads there are none
+        if head:
+            save_tensors(file, head, FORMAT)
+
+
 def hint(base: Checkpoint, models: Sequence[Mapping[str, Tensor]]) -> str:
     """How models that do not fit as they are can be merged, as the end of an error; nothing where they cannot."""
     try:
@@ -107,6 +125,10 @@ def _rest(view: View) -> View:
 def _without(names: Iterable[str], others: Iterable[str]) -> list[str]:
     excluded = set(others)
     return [name for name in names if name not in excluded]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4])) + (f" … ({len(names)} tensors)" if len(names) > 4 else "")
 
 
 def _has(model: Mapping[str, Tensor], names: Names, base: Mapping[str, Tensor], name: str) -> bool:

@@ -13,10 +13,10 @@ from torch import Generator, Tensor
 from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
 from fusion.architecture import UNTIE, embedding, is_copy, is_head, is_tied, read_config
 from fusion.artifacts import new_file, new_folder
-from fusion.bodies import Bodies, View, bodies, hint
+from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
-from fusion.checkpoint import Checkpoint, Layout, save, save_tensors, size
+from fusion.checkpoint import Checkpoint, Layout, save, size
 from fusion.folder import companions, copy_companions, exports
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
@@ -62,7 +62,8 @@ def run(order: Order, stopping: Stopping) -> None:
     heads: Sequence[View] = ()
     if order.heads:
         apart = bodies(base, models)
-        _tell_left_out(apart, base, order)
+        for line in left_out(apart, base, _head_files(order, order.out)):
+            print(line, file=sys.stderr, flush=True)
         base, models, heads = apart.base, apart.models, apart.heads
     if order.pretrained.is_dir() and not is_file:
         _require_companions(order.pretrained)
@@ -80,7 +81,7 @@ def run(order: Order, stopping: Stopping) -> None:
             save(out, layout, _tensors(state.for_task(0), order, "", stopping), FORMAT)
         else:
             _write_folders(state, order, out, stopping)
-            _write_heads(heads, order, out)
+            save_heads(heads, _head_files(order, out))
         cards = [text] if isinstance(state, Merged) else [text, *(out / n / "README.md" for n in _task_names(order))]
         facts = _facts(order, layout, state, files)._replace(warnings=warnings)
         for path in cards:
@@ -96,25 +97,6 @@ def _task_vectors(base: Checkpoint, models: Sequence[Mapping[str, Tensor]], orde
         return TaskVectors(base, models)
     except ValueError as error:
         raise ValueError(f"{error}{'' if order.heads else hint(base, models)}") from error
-
-
-def _tell_left_out(apart: Bodies, base: Checkpoint, order: Order) -> None:
-    """A line on stderr about every model of which some tensors are not merged."""
-    for head, file in zip(apart.heads, _head_files(order, order.out), strict=True):
-        if head:
-            print(f"left out: {_some(list(head))} of {head!r}, kept as is in {file}", file=sys.stderr)
-    if apart.left_out:
-        print(f"left out: {_some(apart.left_out)} of {base!r}, which not all models have", file=sys.stderr)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (f" … ({len(names)} tensors)" if len(names) > 4 else "")
-
-
-def _write_heads(heads: Sequence[View], order: Order, out: Path) -> None:
-    for head, file in zip(heads, _head_files(order, out), strict=False):
-        if head:
-            save_tensors(file, head, FORMAT)
 
 
 def _head_files(order: Order, out: Path) -> list[Path]:
