@@ -60,6 +60,14 @@ def test_a_model_of_another_base_is_named_before_the_merge_and_in_the_card(
     assert f"## Warnings\n\n- {line.removeprefix('warning: ')}\n" in card
 
 
+def test_what_is_odd_is_said_before_the_first_tensor_is_merged(tmp_path: Path, capsys: Text) -> None:
+    base, other = (write(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
+    command = ["--pretrained", str(base), "--finetuned", str(other), "--out", str(tmp_path / "out")]
+    assert main(["merge", "simple_average", *command]) == 0
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: ") and second.startswith("1/2 tensors")
+
+
 def test_strict_makes_an_error_of_what_is_odd_and_writes_nothing(tmp_path: Path, capsys: Text) -> None:
     base, other = (write(tmp_path / f"{seed}.safetensors", seed) for seed in (0, 1))
     before = names(tmp_path)
