@@ -30,6 +30,7 @@ class Facts(NamedTuple):
     command: Sequence[str]
     output: str  # tensors, parameters, bytes, types
     library: str
+    warnings: Sequence[str] = ()  # what was odd about the inputs
 
 
 @contextmanager
@@ -58,6 +59,7 @@ def card(recipe: Recipe, facts: Facts, hashes: dict[Path, str]) -> str:
         "## Method",
         "\n".join(f"- **{part}**: {title(part)} {paper(part)}".rstrip() for part in parts(recipe.pipeline)),
         _table(("hyper-parameter", "value"), [*recipe.values.items(), ("seed", facts.seed)]),
+        *(["## Warnings", "\n".join(f"- {line}" for line in facts.warnings)] if facts.warnings else []),
         "## Inputs",
         _table(("file", "bytes", "sha256"), [(file, file.stat().st_size, hashes[file]) for file in hashes]),
         "## Made by",

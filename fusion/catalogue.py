@@ -64,6 +64,11 @@ def title(algorithm: str) -> str:
     return " ".join(description(algorithm).partition("\n\n")[0].split())
 
 
+def of_matrices(algorithm: str) -> bool:
+    """Whether it treats matrices alone, and averages what is none, as its description then says."""
+    return "other tensors are averaged" in " ".join(description(algorithm).split())
+
+
 def table() -> str:
     """Every algorithm: name, class, kind, paper, hyper-parameters with defaults."""
     rows = [("name", "class", "kind", "paper", "hyper-parameters")]

@@ -22,6 +22,10 @@ Merges fine-tuned models into the pre-trained one. P, A, B … are a .safetensor
 .safetensors is one file with its card beside it (OUT's name with .md); otherwise a folder that from_pretrained loads,
 with the small files of P and of its sub-folders. Methods that make one model a
 task write one sub-folder a model: 0_A, 1_B, …
+With --heads keep, models may differ in their heads, and in a prefix of their names such as "bert.": the body that all
+have is merged, under P's names, and what is A's alone is written as it is to OUT/heads/0_A.safetensors.
+What is odd is said as a warning, before the merge and in the card: a model far from P, a config.json that differs from
+P's in what matters, an adapter of another base, a method of matrices on a model that has few.
 The SHA-256 of every input is written into the card, which takes about a second per 3 GB beside the merge."""
 METHOD = "an algorithm, several joined by + as in dare+ties, or a row of config/methods.yaml"
 
@@ -72,6 +76,8 @@ def parser() -> Parser:
     one.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the merged model (default: that of P)")
     one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one file of a folder (default: 5GB)")
     one.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    one.add_argument("--strict", action="store_true", help="what is odd about the models is an error, no warning")
+    one.add_argument("--heads", choices=["keep"], help="merge what all models have; the rest goes to OUT/heads")
     one.set_defaults(run=_merge)
     one = commands.add_parser("methods", help="the algorithms, their hyper-parameters and papers")
     one.add_argument("method", metavar="NAME", nargs="?", help=f"{METHOD}: all about it")
@@ -99,10 +105,13 @@ def _merge(arguments: argparse.Namespace) -> None:
         raise WrongUse(error) from error
     _require_present([arguments.pretrained, *arguments.finetuned])
     _require_absent(arguments.out, found.pipeline)
+    if arguments.heads and arguments.out.suffix == ".safetensors":
+        raise WrongUse(f"--heads keep writes more than one file; expected --out to be a folder, got {arguments.out}")
     with Stopping() as stopping:
         from fusion.merging import Order, run
 
-        chosen = {n: getattr(arguments, n) for n in ("pretrained", "finetuned", "out", "seed", "dtype", "quiet")}
+        given = ("pretrained", "finetuned", "out", "seed", "dtype", "quiet", "strict", "heads")
+        chosen = {name: getattr(arguments, name) for name in given}
         run(Order(recipe=found, shard_bytes=shard_bytes, command=arguments.argv, **chosen), stopping)
     if not arguments.quiet:
         hint = "" if arguments.pretrained.is_dir() or arguments.out.suffix else " (P is a file: weights and card only)"

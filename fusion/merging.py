@@ -13,12 +13,14 @@ from torch import Generator, Tensor
 from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
 from fusion.architecture import UNTIE, embedding, is_copy, is_head, is_tied, read_config
 from fusion.artifacts import new_file, new_folder
+from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
 from fusion.checkpoint import Checkpoint, Layout, save, size
 from fusion.folder import companions, copy_companions, exports
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
+from fusion.oddities import oddities
 from fusion.sharded import FORMAT, require_storable, save_folder
 from fusion.stopping import Stopping
 from fusion.vectors import TaskVectors
@@ -38,6 +40,8 @@ class Order(NamedTuple):
     shard_bytes: int
     quiet: bool
     command: Sequence[str]
+    strict: bool = False
+    heads: str | None = None  # 'keep': what not all models have is left out, and to each its own
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -55,11 +59,19 @@ def run(order: Order, stopping: Stopping) -> None:
     models = [_open(path, base, order.pretrained) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
+    heads: Sequence[View] = ()
+    if order.heads:
+        apart = bodies(base, models)
+        for line in left_out(apart, base, _head_files(order, order.out)):
+            print(line, file=sys.stderr, flush=True)
+        base, models, heads = apart.base, apart.models, apart.heads
     if order.pretrained.is_dir() and not is_file:
         _require_companions(order.pretrained)
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
-        state = merge(order.recipe.pipeline, TaskVectors(base, models), rng=rng, values=order.recipe.values)
+        taus = _task_vectors(base, models, order)
+        warnings = _warn(order, base, models)
+        state = merge(order.recipe.pipeline, taus, rng=rng, values=order.recipe.values)
         layout = state.for_task(0).layout(order.torch_dtype)
         require_storable(layout)
         out = stack.enter_context(new_file(order.out) if is_file else new_folder(order.out))
@@ -69,12 +81,37 @@ def run(order: Order, stopping: Stopping) -> None:
             save(out, layout, _tensors(state.for_task(0), order, "", stopping), FORMAT)
         else:
             _write_folders(state, order, out, stopping)
+            save_heads(heads, _head_files(order, out))
         cards = [text] if isinstance(state, Merged) else [text, *(out / n / "README.md" for n in _task_names(order))]
+        facts = _facts(order, layout, state, files)._replace(warnings=warnings)
         for path in cards:
-            path.write_text(card(order.recipe, _facts(order, layout, state, files), hashes()), encoding="utf-8")
+            path.write_text(card(order.recipe, facts, hashes()), encoding="utf-8")
         for path in (order.out, order.card) if is_file else (order.out,):
             if path.exists() or path.is_symlink():
                 raise FileExistsError(f"{path} came to be while the models were merged, and is left as it is")
+
+
+def _task_vectors(base: Checkpoint, models: Sequence[Mapping[str, Tensor]], order: Order) -> TaskVectors:
+    """The task vectors; ValueError says too whether the models fit but for their heads."""
+    try:
+        return TaskVectors(base, models)
+    except ValueError as error:
+        raise ValueError(f"{error}{'' if order.heads else hint(base, models)}") from error
+
+
+def _head_files(order: Order, out: Path) -> list[Path]:
+    """Where the tensors go that only one model has: 'heads/0_food.safetensors'."""
+    return [out / "heads" / f"{name}.safetensors" for name in _task_names(order)]
+
+
+def _warn(order: Order, base: Checkpoint, models: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """What is odd about the merge, said on stderr before it begins; ValueError instead where that is strict."""
+    lines = list(oddities(order.recipe.pipeline, order.pretrained, order.finetuned, base, models))
+    if lines and order.strict:
+        raise ValueError(f"--strict: {'; '.join(lines)}")
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+    return lines
 
 
 def _write_folders(state: Merged | TaskModels, order: Order, out: Path, stopping: Stopping) -> None:
@@ -137,6 +174,8 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
     )
     if isinstance(state, TaskModels):
         text += f" One model a task, each in its folder; {state.extra_parameters:,} parameters beyond those of one."
+    if order.heads:
+        text += " What not all models have is not merged; that of each is in `heads/`, by its own names."
     library = "transformers" if (order.pretrained / "config.json").is_file() else "safetensors"
     return Facts(order.pretrained, order.finetuned, files, order.seed, order.command, text, library)
 

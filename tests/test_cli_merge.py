@@ -346,7 +346,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in "pa":
         (folder / name).mkdir()
         save_folder(folder / name, layout, iter(tensors.items()), 8 << 20)
-        tensors = {name: tensor + 1 for name, tensor in tensors.items()}
+        tensors = {name: tensor + 0.1 for name, tensor in tensors.items()}
     return folder
 
 
