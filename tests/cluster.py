@@ -2,11 +2,11 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from waiting import Running
 
 ROOT = Path(__file__).parents[1]
 STAGES = '''
@@ -29,16 +29,21 @@ def facts(job):
     Path(job.output["out"]).write_text(json.dumps(found))
 
 def count(job):
-    """Steps of a tenth of a second, kept every ten; the result is the same however often it was interrupted."""
+    """Steps of a tenth of a second, kept every ten; the result is the same however often it was interrupted.
+
+    The last step waits for the file `until`, where there is one.
+    """
+    steps, until = job.params["steps"], Path(job.params.get("until", "."))
     kept, starts = Path(job.output["out"] + ".kept"), Path(job.output["out"] + ".starts")
     step = int(kept.read_text()) if kept.exists() else 0
+    print("starting at step", step, flush=True)
     with starts.open("a") as file:
         file.write(f"{step}\\n")
-    print("starting at step", step, flush=True)
     with listening():
-        while step < job.params["steps"]:
+        while step < steps:
             time.sleep(0.1)
-            step += 1
+            if step < steps - 1 or until.exists():
+                step += 1
             if asked() or step % 10 == 0:
                 kept.write_text(str(step))
             if asked():
@@ -91,15 +96,11 @@ class Sandbox:
         every = f"rule all:\n    input: {self._targets!r}\n"
         (self.folder / "Snakefile").write_text(every + self._rules)
 
-    def start(self, *options: str) -> "subprocess.Popen[str]":
-        """Snakemake, started in a process group of its own."""
+    def start(self, *options: str) -> Running:
+        """Snakemake, started."""
         program = Path(sys.executable).with_name("snakemake")
         ours = ["--executor", "submitit", "--submitit-poll", "1", "--jobs", "500", "--nolock", "--rerun-incomplete"]
-        return subprocess.Popen(
-            [program, *ours, "--keep-going", *options],
-            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        return Running([program, *ours, "--keep-going", *options], cwd=self.folder, env=self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,9 +108,13 @@ class Sandbox:
         path = f"{self.folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
         return {**os.environ, "PYTHONPATH": path, "FUSION_DEVICE": os.environ.get("FUSION_DEVICE", "cpu")}
 
-    def run(self, *options: str, seconds: float = 120) -> tuple[int, str]:
+    def run(self, *options: str) -> tuple[int, str]:
         """The exit code and the output of Snakemake."""
-        return finish(self.start(*options), seconds)
+        return self.start(*options).finish()
+
+    def release(self) -> None:
+        """Lets jobs of the stage `count` with `until="go"` end."""
+        (self.folder / "go").touch()
 
     def facts(self, name: str) -> dict[str, Any]:
         """What a job of the stage `facts` wrote."""
@@ -126,12 +131,6 @@ class Sandbox:
         return [event for event in map(json.loads, lines) if "jobs" in event]
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> tuple[int, str]:
-    """The exit code and the output of a process; killed, with all it started, where it takes longer."""
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        raise AssertionError(f"Snakemake had not ended after {seconds} s:\n{output}") from None
-    return process.returncode, output
+def finish(process: Running, *_: float) -> tuple[int, str]:
+    """The exit code and the output of a process; benchmarks/slurm.py still says how many seconds it expects."""
+    return process.finish()

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import waiting
+from waiting import BACKSTOP, wait_for
+
 HOST = socket.gethostname().partition(".")[0]
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
@@ -43,6 +46,7 @@ LogFile={folder}/log/slurmdbd.log
 PidFile={folder}/run/slurmdbd.pid
 """
 CPUS, GPUS, MEMORY = 16, 2, 16000  # what the node says it has
+PATIENCE = 50  # looks at the jobs before it helps those that do not end: a failure is no matter of it
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 CONFIG = """
 ClusterName=mini
@@ -81,6 +85,9 @@ ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout=60
 MessageTimeout=20
+# a slow machine is no broken one: by default a connection has 2 seconds, and a job 10 to begin
+TCPTimeout=30
+BatchStartTimeout=600
 EpilogMsgTime=0
 CompleteWait=0
 MaxArraySize={max_array}
@@ -163,19 +170,32 @@ class Slurm:
 
     def clear(self) -> None:
         """Cancels all jobs and waits until they are gone."""
-        subprocess.run(["scancel", f"--user={os.getuid()}"], check=False, timeout=30)
-        try:
-            wait_for(lambda: not self.jobs(), 5)
-        except TimeoutError:  # of a job that ended while slurmctld was down, slurmd says so again only after a minute
-            for state in ("DOWN", "RESUME"):
-                change = [f"NodeName={HOST}", f"State={state}", "Reason=clear"]
-                subprocess.run(["scontrol", "update", *change], check=False, timeout=30)
-        wait_for(lambda: not self.jobs(), 120, lambda: f"jobs that cannot be cancelled: {self.jobs()}")
+        waiting.run(["scancel", f"--user={os.getuid()}"])
+        for _ in range(PATIENCE):
+            if not self.jobs():
+                return
+            time.sleep(0.1)
+        # of a job that ended while slurmctld was down, slurmd says so again only after a minute
+        for state in ("DOWN", "RESUME"):
+            waiting.run(["scontrol", "update", f"NodeName={HOST}", f"State={state}", "Reason=clear"])
+        wait_for(lambda: not self.jobs(), "jobs to be cancelled", by=self._daemons["slurmctld"], state=self.jobs)
+
+    def is_over(self) -> bool:
+        """Whether any of the daemons has ended."""
+        return any(daemon.poll() is not None for daemon in self._daemons.values())
 
     def jobs(self) -> dict[str, str]:
-        """The state of every job that is not over, by its id."""
-        lines = _output("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
-        return dict(line.split() for line in lines)
+        """The state of every job that is not over, by its id, once slurmctld answers."""
+        answers: list[str] = []
+
+        def ask() -> bool:
+            command = ["squeue", "--noheader", "--array", "--format=%i %T"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            answers.append(done.stderr if done.returncode else done.stdout)
+            return done.returncode == 0
+
+        wait_for(ask, "an answer of squeue", by=self._daemons.get("slurmctld"), state=lambda: answers[-1])
+        return dict(line.split() for line in answers[-1].splitlines())
 
     def _configure(self) -> None:
         devices = [self.folder / f"etc/nvidia{i}" for i in range(GPUS)]
@@ -192,7 +212,7 @@ class Slurm:
         self._sql_port = dbd_port + 1
         facts["accounting"] = (WITH_ACCOUNTING if self._accounting else NO_ACCOUNTING).format(**facts)
         sizes = {"cpus": CPUS, "gpus": GPUS, "memory": MEMORY, "max_array": self._max_array}
-        sizes["preemption"] = "PreemptMode=REQUEUE GraceTime=20"
+        sizes["preemption"] = "PreemptMode=REQUEUE GraceTime=120"
         text = CONFIG.format(**facts, **sizes, port=port, slurmd_port=port + 1)
         (self.folder / "etc/slurm.conf").write_text(text)
         (self.folder / "etc/gres.conf").write_text(
@@ -210,7 +230,7 @@ class Slurm:
         """
         user, data = _output("id", "-un").strip(), self.folder / "sql"
         options = [f"--user={user}", f"--datadir={data}", "--auth-root-authentication-method=normal"]
-        subprocess.run(["mariadb-install-db", *options], capture_output=True, timeout=120, check=True)
+        subprocess.run(["mariadb-install-db", *options], capture_output=True, check=True)
         first = self.folder / "etc/first.sql"
         statements = ("CREATE USER slurm@127.0.0.1 IDENTIFIED BY 'slurm';", "GRANT ALL ON *.* TO slurm@127.0.0.1;")
         first.write_text("\n".join(statements) + "\n")  # the server reads a statement a line
@@ -226,7 +246,7 @@ class Slurm:
             ["cluster", "mini"], ["account", "rich"], ["account", "poor"], ["user", user, "account=rich"],
             ["user", user, "account=poor", "MaxSubmitJobs=1"],
         ):  # fmt: skip
-            subprocess.run(["sacctmgr", "--immediate", "add", *what], capture_output=True, timeout=30, check=True)
+            subprocess.run(["sacctmgr", "--immediate", "add", *what], capture_output=True, check=True)
 
     def _environ(self, name: str, value: str) -> None:
         self._before[name] = os.environ.get(name)
@@ -243,13 +263,14 @@ class Slurm:
         if daemon:
             daemon.terminate()
             try:
-                daemon.wait(15)
+                daemon.wait(BACKSTOP)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
 
     def _wait(self, condition: Callable[[], bool], program: str) -> None:
-        wait_for(condition, 40, lambda: f"{program} is not ready; see {self.folder}/log: {self._last_words(program)}")
+        what = f"{program} to be ready; see {self.folder}/log"
+        wait_for(condition, what, by=self._daemons[program], state=lambda: self._last_words(program))
 
     def _last_words(self, program: str) -> str:
         log = self.folder / f"log/{program}.out"
@@ -269,30 +290,18 @@ def install(packages: Sequence[str], programs: Sequence[str]) -> None:
     if own:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-    quiet = {"capture_output": True, "text": True, "timeout": 600, "check": False}
-    apt = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, **quiet}
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
     try:
-        done = subprocess.run(command, **apt)
+        done = waiting.run(command, env=environment)
         if done.returncode:  # package lists may be old or missing
-            subprocess.run(["apt-get", "update", "-qq"], **apt)
-            done = subprocess.run(command, **apt)
+            waiting.run(["apt-get", "update", "-qq"], env=environment)
+            done = waiting.run(command, env=environment)
     finally:
         if own:
             policy.unlink()
     if done.returncode:
-        raise NoSlurm(f"SLURM could not be installed: {done.stderr.strip()[-300:]}")
-
-
-def wait_for(
-    condition: Callable[[], object], seconds: float, message: Callable[[], str] | str = "it took too long"
-) -> None:
-    """Returns once the condition holds; TimeoutError with the message if it does not in that time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(message if isinstance(message, str) else message())
-        time.sleep(0.1)
+        raise NoSlurm(f"SLURM could not be installed: {done.stdout.strip()[-300:]}")
 
 
 def _free_ports(first: int) -> int:
@@ -314,11 +323,11 @@ def _accepts(port: int) -> bool:
 
 
 def _says(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 if __name__ == "__main__":  # python tests/mini_slurm.py FOLDER COMMAND…: runs a command with a SLURM

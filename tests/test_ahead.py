@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_stages import World
+from waiting import BACKSTOP
 
 from fusion.ahead import DEPTH, ahead
 from fusion.data.tasks import TaskData
@@ -15,8 +16,6 @@ from fusion.job import run
 from fusion.objectives import entropy
 from fusion.scoring import batched, predict
 from fusion.suites import Suite
-
-LIMIT = 20  # seconds until a thread that hangs is a failure
 
 
 def threads() -> list[threading.Thread]:
@@ -57,7 +56,7 @@ def test_an_item_is_made_while_the_one_before_it_is_used() -> None:
     found = ahead(items, 2)
     assert next(found) == 0
     with items.reached:
-        assert items.reached.wait_for(lambda: items.made == 3, LIMIT)  # two wait, made without being asked for
+        assert items.reached.wait_for(lambda: items.made == 3, BACKSTOP)  # two wait, made without being asked for
     assert len(threads()) == 1
 
 
@@ -67,7 +66,7 @@ def test_no_more_than_depth_items_wait() -> None:
     for used in range(1, 6):
         next(found)
         with items.reached:
-            assert items.reached.wait_for(lambda used=used: items.made == used + 3, LIMIT)
+            assert items.reached.wait_for(lambda used=used: items.made == used + 3, BACKSTOP)
     found.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert items.made == 5 + 3
 

@@ -15,6 +15,7 @@ from checkpoints import assert_same, error, expected, fuse, names, read
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
+from waiting import BACKSTOP
 
 from fusion import methods
 from fusion.artifacts import read_json, sha256
@@ -329,12 +330,12 @@ def program(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 def test_the_program_exits_with_the_code_and_reports_progress(models: Path, tmp_path: Path) -> None:
     arguments = ["merge", "task_arithmetic", "--pretrained", str(models / "base"), "--finetuned", str(models / "a")]
     done = program(*arguments, "--out", str(tmp_path / "out"))
-    out, err = done.communicate(timeout=120)
+    out, err = done.communicate(timeout=BACKSTOP)
     count = len(Checkpoint(models / "base"))
     assert done.returncode == 0 and not out
     assert err.splitlines()[0].startswith(f"1/{count} tensors, ") and f"{count}/{count} tensors" in err
     again = program(*arguments, "--out", str(tmp_path / "out"))
-    assert again.communicate(timeout=120)[1].startswith("fusion: error: --out: ") and again.returncode == 2
+    assert again.communicate(timeout=BACKSTOP)[1].startswith("fusion: error: --out: ") and again.returncode == 2
 
 
 @pytest.fixture(scope="module")
@@ -354,12 +355,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("number", "out"), [(signal.SIGINT, "out"), (signal.SIGTERM, "out.safetensors")])
 def test_an_interrupted_merge_leaves_nothing(number: int, out: str, large: Path, tmp_path: Path) -> None:
     arguments = ["merge", "wudi", "--pretrained", str(large / "p"), "--finetuned", str(large / "a")]
-    running = program(*arguments, "--out", str(tmp_path / out), "--set", "steps=100")
+    running = program(*arguments, "--out", str(tmp_path / out), "--set", "steps=1000")
     assert running.stderr is not None
     assert running.stderr.readline().startswith("1/300 tensors")
     assert names(tmp_path), "it has begun to write"
     running.send_signal(number)
-    _, err = running.communicate(timeout=120)
+    _, err = running.communicate(timeout=BACKSTOP)
     assert running.returncode == 1
     assert err.splitlines()[-1] == "fusion: error: interrupted; nothing was written"
     assert names(tmp_path) == set()

@@ -2,15 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import killed
 import pytest
 import torch
+import waiting
 from safetensors.torch import load_file
 from tiny_stages import World, changed
 
@@ -24,7 +24,7 @@ from fusion.resumption import keep, restore
 from fusion.stages.finetune import identity, schedule, tasks, train
 
 FILES = ("model.safetensors", "adapter_model.safetensors")
-RUN = "import json, sys; from fusion.job import Job, run; run(Job(**json.loads(sys.argv[1])))"
+RUN = killed.CODE + "import json; from fusion.job import Job, run; run(Job(**json.loads(sys.argv[1])))"
 
 
 def parameters(job: Job) -> bytes:
@@ -124,17 +124,11 @@ def test_a_checkpoint_of_other_settings_is_ignored(world: World, tmp_path: Path,
 
 
 def kill_half_way(job: Job) -> None:
-    """Runs the job in a process of its own and kills it with signal 9 once it has kept a checkpoint."""
+    """Runs the job in a process of its own that is killed with signal 9 once it has kept a checkpoint."""
     arguments = {name: getattr(job, name) for name in ("stage", "input", "output", "params", "wildcards")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, json.dumps(arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    while process.poll() is None and not resume_file(job).is_file():
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -9, "it ended before it could be killed"
+    process = waiting.run([sys.executable, "-c", RUN, json.dumps(arguments)], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.returncode == -9, process.stdout
+    assert resume_file(job).is_file()
 
 
 @pytest.mark.slow
@@ -148,7 +142,7 @@ def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(world: World, 
     run(broken)
     run(whole)
     assert parameters(broken) == parameters(whole)
-    assert [path.name for path in sorted(tmp_path.iterdir()) if "broken" in path.name] == ["broken"]
+    assert {path.name for path in tmp_path.iterdir() if "broken" in path.name} == {".broken.made.json", "broken"}
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "l_lora"])

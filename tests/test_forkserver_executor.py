@@ -5,14 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+import waiting
 from snakemake.iocontainers import InputFiles
+from waiting import Running, names, wait_for
 
 from snakemake_executor_plugin_forkserver.payload import _named
 from snakemake_executor_plugin_forkserver.progress import Progress, duration
@@ -45,15 +45,12 @@ def die(job):
 def meet(job):
     Path(job.output["done"]).write_text("here")
     other = Path(job.params["other"])
-    for _ in range(200):
-        if other.exists():
-            return
+    while not other.exists():  # for ever, if the two do not run at the same time
         time.sleep(0.05)
-    raise TimeoutError("the other job did not run at the same time")
 
 def hang(job):
     try:
-        subprocess.run(["sleep", "600"])
+        subprocess.run(["sleep", "infinity"])
     finally:
         Path("cleaned-up").touch()
 """
@@ -141,15 +138,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What a finished run of Snakemake printed and returned."""
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-    )
+    return waiting.run(command(*arguments), cwd=folder, env=environment(folder))
 
 
 @pytest.fixture
@@ -255,22 +244,16 @@ def test_a_module_that_cannot_be_preloaded_ends_the_run_with_its_name(workflow: 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_main_process(workflow: Path, number: signal.Signals) -> None:
-    main = subprocess.Popen(command("never.txt"), cwd=workflow, env=environment(workflow))
+    main = Running(command("never.txt"), cwd=workflow, env=environment(workflow))
     parent = psutil.Process(main.pid)
-    await_true(lambda: any(child.name() == "sleep" for child in parent.children(recursive=True)))
+    wait_for(lambda: "sleep" in names(parent.children(recursive=True)), "a job that hangs", by=main)
     children = parent.children(recursive=True)
     main.send_signal(number)
-    assert main.wait(timeout=10) == (-number if number == signal.SIGKILL else 1)
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    assert main.finish()[0] == (-number if number == signal.SIGKILL else 1)
+    wait_for(
+        lambda: not psutil.wait_procs(children, timeout=0)[1], "the end of all processes", state=lambda: names(children)
+    )
     assert (workflow / "cleaned-up").exists() == (number != signal.SIGKILL)
-
-
-def await_true(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 20 s"
-        time.sleep(0.05)
 
 
 def test_a_file_without_a_name_is_an_error_that_names_it() -> None:

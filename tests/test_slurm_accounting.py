@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 from cluster import Sandbox
-from mini_slurm import Slurm, wait_for
+from mini_slurm import Slurm
+from waiting import wait_for
 
 pytestmark = pytest.mark.slow
 SLURM = {"accounting": True}
@@ -16,20 +17,21 @@ def test_jobs_finish_and_fail_as_without_accounting(slurm: Slurm, sandbox: Sandb
     code, output = sandbox.run()
     assert code == 1 and "the loss is nan" in output, output
     assert all((sandbox.folder / f"facts/{i}").exists() for i in range(4)) and not (sandbox.folder / "fail/0").exists()
-    wait_for(lambda: accounts_of_jobs() == {"rich"}, 30)  # there is accounting, and the jobs get into it
+    # there is accounting, and the jobs get into it
+    wait_for(lambda: accounts_of_jobs() == {"rich"}, "the jobs' account", over=slurm.is_over, state=accounts_of_jobs)
 
 
 def test_a_quota_fails_at_once_in_slurms_words(slurm: Slurm, sandbox: Sandbox) -> None:
     sandbox.rule("facts", name="many", jobs=3, resources="runtime=5, mem_mb=100, slurm_account='poor'")
     sandbox.rule("facts", resources="runtime=5, mem_mb=100, slurm_account='rich'")
-    code, output = sandbox.run(seconds=60)
+    code, output = sandbox.run()
     assert code == 1 and "accounting/QOS policy" in output, output
     assert (sandbox.folder / "facts/0").exists() and not (sandbox.folder / "many/0").exists()
 
 
 def test_an_account_that_is_not_mine_fails_at_once_in_slurms_words(slurm: Slurm, sandbox: Sandbox) -> None:
     sandbox.rule("facts", resources="runtime=5, mem_mb=100, slurm_account='nobody'")
-    code, output = sandbox.run(seconds=60)
+    code, output = sandbox.run()
     assert code == 1 and "Invalid account" in output, output
 
 

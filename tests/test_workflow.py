@@ -3,18 +3,17 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import killed
 import pandas as pd
-import psutil
 import pytest
 import tiny
+import waiting
 
 pytestmark = pytest.mark.slow
 
@@ -301,16 +300,14 @@ def test_labelled_methods_take_statistics_that_rules_of_their_own_make_once(done
     assert more.rules["statistics"] == 2 * len(tiny.TASKS) and more.rules["merged_grams"] == 2
 
 
-def test_a_fine_tuning_killed_half_way_resumes_and_ends_with_the_same_bytes(done: Path) -> None:
+def test_a_fine_tuning_killed_half_way_resumes_and_ends_with_the_same_bytes(done: Path, tmp_path: Path) -> None:
     changes = {"run": "killed", "finetune": {"steps": 400, "checkpoint_every": 20}}
     model = f"{done}/results/killed/finetuned/tiny/l_lora/food/seed0"
     tiny.write_config(done, **changes)
-    start = subprocess.Popen(tiny.command(done, model), env=tiny.environment(), cwd=done, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-    _await(lambda: os.path.exists(f"{model}.resume.safetensors"), start)
-    kill_workers(start.pid)
-    output, _ = start.communicate(timeout=60)
-    assert start.returncode != 0 and "killed by signal 9" in output, output
+    (tmp_path / "sitecustomize.py").write_text(killed.CODE)  # every Python process imports it
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    first = waiting.run(tiny.command(done, model), env=tiny.environment() | {"PYTHONPATH": path}, cwd=done)
+    assert first.returncode != 0 and "killed by signal 9" in first.stdout, first.stdout
     assert not os.path.exists(model)
     again = tiny.snakemake(done, model, **changes)
     assert again.returncode == 0 and "resuming at step" in again.output, again.output
@@ -318,20 +315,6 @@ def test_a_fine_tuning_killed_half_way_resumes_and_ends_with_the_same_bytes(done
     shutil.rmtree(model)
     assert tiny.snakemake(done, model, **changes).returncode == 0
     assert next(Path(model).glob("*model.safetensors")).read_bytes() == weights
-
-
-def kill_workers(pid: int) -> None:
-    """Kills, with no warning, every process that runs a job: the children of the fork server."""
-    for server in psutil.Process(pid).children():
-        for worker in server.children(recursive=True):
-            worker.send_signal(signal.SIGKILL)
-
-
-def _await(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "it ended, or never came so far"
-        os.sched_yield()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ Everything is a file that the workflow reads as it reads a real one. `make(folde
 import os
 import random
 import re
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import waiting
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -209,20 +209,12 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def snakemake(folder: Path, *arguments: str, timeout: float = 300, **changes: Any) -> Finished:
+def snakemake(folder: Path, *arguments: str, **changes: Any) -> Finished:
     """A finished run of the workflow in `folder`: snakemake(folder, "tables", seeds=[0, 1]).
 
     Arguments are Snakemake's own, `changes` are those of `config`. The first call makes the tiny world.
     """
     make(folder)
     write_config(folder, **changes)
-    done = subprocess.run(
-        command(folder, *arguments),
-        env=environment(),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
+    done = waiting.run(command(folder, *arguments), env=environment(), cwd=folder)
     return Finished(done.returncode, re.sub(r"(.{1000}).+", r"\1 …", done.stdout))  # inputs can be a page long
