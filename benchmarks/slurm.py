@@ -21,8 +21,9 @@ import psutil
 from machine import bound, verdict, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from cluster import Sandbox, finish
-from mini_slurm import NoSlurm, Slurm, wait_for
+from cluster import Sandbox
+from mini_slurm import NoSlurm, Slurm
+from waiting import wait_for
 
 STOCK = [  # snakemake-executor-plugin-slurm, told to look every second
     "--executor", "slurm", "--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1",
@@ -58,7 +59,7 @@ def measure(folder: Path, slurm: Slurm) -> dict[str, Any]:
             stock = no_ops(folder / "stock", 20, STOCK)
         figures |= {"stock_seconds_20": stock, "faster": bound(stock / seconds, at_least=FASTER)}
         print(f"snakemake-executor-plugin-slurm: {stock:.1f} s, {verdict(figures['faster'])} times as long", flush=True)
-    many = no_ops(folder / "many", 300, seconds=600)
+    many = no_ops(folder / "many", 300)
     figures["seconds_a_job_of_300"] = bound(many / 300, at_most=SECONDS_A_JOB)
     print(f"300 jobs: {many:.0f} s, {verdict(figures['seconds_a_job_of_300'])} s each", flush=True)
     figures |= idle(folder / "idle", slurm)
@@ -82,14 +83,14 @@ def default_place(conf: Path) -> Iterator[None]:
         place.unlink()
 
 
-def no_ops(folder: Path, jobs: int, executor: list[str] | None = None, seconds: float = 300) -> float:
+def no_ops(folder: Path, jobs: int, executor: list[str] | None = None) -> float:
     """Seconds from the start of Snakemake to its end, for so many jobs that write a file."""
     folder.mkdir()
     sandbox = Sandbox(folder)
     sandbox.rule("facts", jobs=jobs, resources="runtime=5, mem_mb=100")
     options = ["--max-jobs-per-timespan", "1000/1s", "--quiet", "all"]
     began = time.monotonic()
-    code, output = finish(sandbox.start(*options, *(executor or ["--submitit-poll", "1"])), seconds)
+    code, output = sandbox.run(*options, *(executor or ["--submitit-poll", "1"]))
     assert code == 0, output
     return time.monotonic() - began
 
@@ -108,7 +109,7 @@ def idle(folder: Path, slurm: Slurm) -> dict[str, Any]:
     finally:
         os.environ["PATH"] = before
     try:
-        wait_for(lambda: len(slurm.jobs()) >= 1000, 200)
+        wait_for(lambda: len(slurm.jobs()) >= 1000, "1,000 jobs in the queue", by=running)
         time.sleep(20)
         main, first = psutil.Process(running.pid), len(calls.read_text())
         spent, began = sum(main.cpu_times()[:4]), time.monotonic()
@@ -117,7 +118,7 @@ def idle(folder: Path, slurm: Slurm) -> dict[str, Any]:
         queries = len(calls.read_text()) - first
     finally:
         running.send_signal(2)
-        finish(running, 60)
+        running.finish()
     return {"core_at_1000": bound(share, at_most=SHARE), "queries_a_poll": queries / (WATCHED / POLL)}
 
 

@@ -129,8 +129,3 @@ class Sandbox:
         """The batches that were submitted, from the journal."""
         lines = (self.folder / ".snakemake/submitit/journal.jsonl").read_text().splitlines()
         return [event for event in map(json.loads, lines) if "jobs" in event]
-
-
-def finish(process: Running, *_: float) -> tuple[int, str]:
-    """The exit code and the output of a process; benchmarks/slurm.py still says how many seconds it expects."""
-    return process.finish()
