@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, field_validator
 
 from fusion.hyperparameters import Rate
-from fusion.rows import Row
+from fusion.rows import LocalPath, Row
 
 Kind = Literal["archives", "tasks", "backbones", "checkpoints", "modes", "suites", "methods"]
 
@@ -59,7 +59,7 @@ class Config(Row):
 
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     title: str = ""
-    results: str = "results"
+    results: LocalPath = "results"
     seeds: list[NonNegativeInt] = Field(min_length=1)
     backbones: list[str] = Field(min_length=1)
     modes: list[str] = Field(min_length=1)
@@ -73,6 +73,13 @@ class Config(Row):
     fuse: Fuse = Field(default_factory=Fuse)
     evaluate: Evaluate = Field(default_factory=Evaluate)
     define: dict[Kind, dict[str, Any]] = {}
+
+    @field_validator("results")
+    @classmethod
+    def _without_braces(cls, results: str) -> str:
+        if "{" in results or "}" in results:
+            raise ValueError(f"got {results!r}, and Snakemake takes braces for wildcards; name another folder")
+        return results
 
     @field_validator("run")
     @classmethod

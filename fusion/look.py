@@ -33,6 +33,12 @@ def listing(paths: Iterable[str], full: bool) -> list[str]:
     return [entry for path in paths for entry in _entries(path, full)]
 
 
+def commits(refs: Iterable[str]) -> dict[str, str | None]:
+    """The commit that each file of refs in a hub's cache names, by the end of its path; None where it is not there."""
+    paths = {"/".join(Path(ref).parts[-3:]): Path(ref) for ref in refs}
+    return {name: path.read_text(encoding="utf-8").strip() if path.is_file() else None for name, path in paths.items()}
+
+
 def require_same(seen: dict[str, Any], when: str) -> None:
     """Raise ValueError where what is at the paths is no longer what `look` saw."""
     now = look(seen["paths"], seen["full"])

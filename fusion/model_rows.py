@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fusion.rows import Row, first_error
+from fusion.rows import LocalPath, Row, first_error, hub_ref
 
 
 class WeightsSource(Row):
@@ -16,7 +16,7 @@ class WeightsSource(Row):
     """
 
     archive: str | None = None
-    folder: str | None = None
+    folder: LocalPath | None = None
     onnx: str | None = None
     hub: str | None = None
     revision: str | None = None
@@ -38,11 +38,17 @@ class WeightsSource(Row):
     def paths(self) -> list[str]:
         """The local files of the model and of a text tower in its subfolder `text`, no hidden ones; none of other
         sources."""
+        if self.hub is not None and Path(self.hub).is_dir():
+            return [self.hub]
         if self.archive is not None or self.folder is None:
             return []
         folder = Path(self.folder)
         files = (path for path in (*folder.iterdir(), *folder.glob("text/*")) if path.is_file())
         return sorted(str(path) for path in files if not path.name.startswith("."))
+
+    def ref(self) -> Path | None:
+        """The file in the hub's cache that says which commit is read; None where the row itself says so."""
+        return hub_ref("models", self.hub, self.revision)
 
 
 class SentenceEncoderOptions(Row):

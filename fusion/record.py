@@ -61,13 +61,14 @@ def forget(job: Job) -> None:
 def write(job: Job, inputs: dict[str, list[str]]) -> None:
     """Write the record of every output of a job that ended well; inputs: what `made_from` said when it began."""
     found = {"version": VERSION, "stage": job.stage, "params": _params(job), "inputs": inputs}
+    found["commits"] = look.commits(job.params.get("sources", {}).get("refs", ()))  # those that were read just now
     for output in job.output.values():
         if seen := job.params.get("sources"):
             found["sources"] = seen
             with new_file(_listing(output)) as temporary:
                 temporary.write_text("\n".join(look.listing(seen["paths"], seen["full"])), encoding="utf-8")
         found["content"] = _content(output)
-        write_json(place(output), found | {"made": _made(job, inputs)})
+        write_json(place(output), found | {"made": _made(job, inputs, found["commits"])})
 
 
 def made_from(job: Job, identity: Callable[[str], str] = identity) -> dict[str, list[str]]:
@@ -81,15 +82,21 @@ def is_current(job: Job, identity: Callable[[str], str] = identity) -> bool:
 
     identity: what reads a record's; one that remembers saves a plan of many jobs most of its reading.
     """
-    made = _made(job, made_from(job, identity))
     there = [output for output in job.output.values() if Path(output).exists()]
-    return all(
-        identity(output) == made and read_json(place(output)).get("content") == _content(output) for output in there
-    )
+    if not all(map(identity, there)):
+        return False
+    inputs, now = made_from(job, identity), look.commits(job.params.get("sources", {}).get("refs", ()))
+    for output in there:
+        kept = read_json(place(output))
+        # a hub's cache that is gone, or was never there, says nothing against what was read
+        commits = {name: commit or kept["commits"].get(name) for name, commit in now.items()}
+        if kept["made"] != _made(job, inputs, commits) or kept["content"] != _content(output):
+            return False
+    return True
 
 
-def _made(job: Job, inputs: dict[str, list[str]]) -> str:
-    return digest([VERSION, job.stage, _params(job), inputs])
+def _made(job: Job, inputs: dict[str, list[str]], commits: dict[str, str | None]) -> str:
+    return digest([VERSION, job.stage, _params(job), inputs, sorted(map(str, commits.values()))])
 
 
 def _params(job: Job) -> dict[str, str]:

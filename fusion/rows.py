@@ -1,15 +1,19 @@
 """What all rows of configuration share, and those of suites and methods."""
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import combinations
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fusion.hyperparameters import fields, hyperparameters
 from fusion.pipelines import algorithms, check_order, parts, prefix
 
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # of a row: it becomes a part of paths
 
 
@@ -42,6 +46,15 @@ class Row(BaseModel):
         if isinstance(values, Mapping):
             require(values, cls.model_fields, "key", "the configuration file, or the row's file in config/")
         return values
+
+
+def hub_ref(kind: Literal["datasets", "models"], name: str | None, revision: str | None) -> Path | None:
+    """The file in the hub's cache that says which commit a branch or tag is; None of a pinned commit, or of no hub."""
+    if name is None or Path(name).is_dir() or re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}", "refs", revision or "main")
 
 
 Corruption = Literal[

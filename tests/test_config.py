@@ -159,6 +159,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "tasks.one.classes: got {'fruit': 'fruit'}, Dictionary should have at least 2 items",
     ),
     "a run named as a folder": ({"run": "a/b"}, "run: got 'a/b', String should match pattern"),
+    "results with braces": ({"results": "out/{run}"}, "results: got 'out/{run}', and Snakemake takes braces for"),
     "a run named as what runs share": ({"run": "shared"}, "run: 'shared' is the folder of what all runs share"),
 }
 

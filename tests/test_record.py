@@ -8,7 +8,9 @@ import pytest
 
 from fusion import look, record
 from fusion.artifacts import read_json
+from fusion.data.rows import SourceRow
 from fusion.job import Job, run
+from fusion.rows import hub_ref
 
 
 def copy(job: Job) -> None:
@@ -135,3 +137,39 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
 def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no file or folder .*nowhere"):
         look.look([str(tmp_path / "nowhere")])
+
+
+def test_a_branch_of_a_hub_that_names_another_commit_makes_stale_what_was_read_of_it(tmp_path: Path) -> None:
+    ref = tmp_path / "datasets--org--name/refs/main"
+    sources = look.look([]) | {"refs": [str(ref)]}
+    ref.parent.mkdir(parents=True)
+    ref.write_text("a" * 40)
+    run(job(tmp_path, 0, sources=sources))
+    run(job(tmp_path, 1))
+    assert record.is_current(job(tmp_path, 0, sources=sources))
+    ref.unlink()
+    assert record.is_current(job(tmp_path, 0, sources=sources)), "a cache that is gone says nothing"
+    ref.write_text("b" * 40)
+    assert not record.is_current(job(tmp_path, 0, sources=sources))
+    run(job(tmp_path, 0, sources=sources))
+    assert not record.is_current(job(tmp_path, 1)), "it was made from the commit before"
+
+
+def test_a_pinned_commit_has_no_ref_and_a_branch_has_that_of_the_cache() -> None:
+    assert hub_ref("models", "org/name", "a" * 40) is None and hub_ref("models", None, None) is None
+    found = hub_ref("datasets", "org/name", None)
+    assert found is not None and found.parts[-3:] == ("datasets--org--name", "refs", "main")
+
+
+def test_files_of_a_python_package_are_watched_without_importing_it() -> None:
+    form = {"kind": "table", "text": "a", "label": "b"}
+    source = SourceRow.model_validate({"package": "fusion.data", "files": {"all": "rows.py"}, "format": form})
+    assert [Path(path).is_file() for path in source.paths()] == [True]
+    gone = SourceRow.model_validate({"package": "no_such_package", "files": {"all": "a"}, "format": form})
+    assert gone.paths() == []
+
+
+def test_a_tilde_is_the_home_folder() -> None:
+    form = {"kind": "table", "text": "a", "label": "b"}
+    source = SourceRow.model_validate({"folder": "~/data", "files": {"all": "a.csv"}, "format": form})
+    assert source.paths() == [os.path.expanduser("~/data/a.csv")]

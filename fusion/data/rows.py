@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from fusion.data.formats import ArraysFormat, FolderFormat, Format, HubFormat, ImageFormat, TableFormat
-from fusion.rows import Row
+from fusion.rows import LocalPath, Row, hub_ref
 
 SIGNS = ["negative", "positive"]  # the classes of a task whose label is the sign of a score, in this order
 
@@ -42,7 +43,7 @@ class SourceRow(Row):
     """
 
     archive: str | None = None
-    folder: str | None = None
+    folder: LocalPath | None = None
     package: str | None = None
     hub: str | None = None
     revision: str | None = None
@@ -69,13 +70,28 @@ class SourceRow(Row):
         return str(self.archive or self.folder or self.package or self.hub)
 
     def paths(self) -> list[str]:
-        """The local files, or folders, that are read; none of an archive, a package or a hub."""
+        """The local files and folders that are read; none of an archive, or of a data set that only a hub has."""
+        if self.hub is not None:
+            return [self.hub] if Path(self.hub).is_dir() else []
+        if self.package is not None:
+            return [str(path / file) for path in package_folder(self.package) for file in self.files.values()]
         if self.folder is None:
             return []
         if isinstance(self.format, FolderFormat):
             return [f"{self.folder}/{file}" for file in self.files.values()]
         names = [self.format.images, self.format.labels] if isinstance(self.format, ArraysFormat) else [""]
         return [f"{self.folder}/{file.replace('{}', name)}" for file in self.files.values() for name in names]
+
+    def ref(self) -> Path | None:
+        """The file in the hub's cache that says which commit is read; None where the row itself says so."""
+        return hub_ref("datasets", self.hub, self.revision)
+
+
+def package_folder(package: str) -> list[Path]:
+    """The folder of a Python package, which is not imported; none where it is not installed."""
+    root, *rest = package.split(".")
+    spec = find_spec(root)
+    return [Path(place, *rest) for place in (spec.submodule_search_locations or ())][:1] if spec else []
 
 
 class TaskRow(Row):

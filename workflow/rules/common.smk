@@ -73,28 +73,30 @@ def task_settings(name):
 @cache
 def task_files(name):
     """What is in the files of a task's source, as far as the prepared data depends on it."""
-    return looked(lambda: task_source(name).paths(), data(name), f"task {name!r} (config/tasks.yaml)")
+    return looked(lambda: task_source(name), data(name), f"task {name!r} (config/tasks.yaml)")
 
 
 @cache
 def pretrained_files(name):
     """The same of a backbone's weights."""
-    paths = lambda: PLAN.rows.backbones[name].source().paths()
-    return looked(paths, pretrained(name), f"backbone {name!r} (config/backbones.yaml)")
+    source = lambda: PLAN.rows.backbones[name].source()
+    return looked(source, pretrained(name), f"backbone {name!r} (config/backbones.yaml)")
 
 
 @cache
 def checkpoint_files(backbone, mode, task):
     """The same of a model that somebody else fine-tuned."""
-    paths = lambda: PLAN.checkpoint(backbone, mode, task).paths()
+    source = lambda: PLAN.checkpoint(backbone, mode, task)
     # no older result stands for it: without its source, Snakemake would fine-tune in its place
-    return looked(paths, None, f"checkpoint of {task!r} for {backbone}, {mode} (config/checkpoints.yaml)")
+    return looked(source, None, f"checkpoint of {task!r} for {backbone}, {mode} (config/checkpoints.yaml)")
 
 
-def looked(paths, made, what):
+def looked(source, made, what):
     """What the files hold. Where they are gone, what they held when `made` was made from them; else an error."""
     try:
-        return look.look(paths(), PLAN.config.hash_sources)
+        found = source()
+        refs = [str(ref) for ref in [found.ref()] if ref]
+        return look.look(found.paths(), PLAN.config.hash_sources) | {"refs": refs}
     except (OSError, ValueError) as error:
         kept = record.sources(made) if made else None
         if kept is None:
