@@ -330,6 +330,8 @@ def test_labels_of_texts_go_by_the_names_that_the_data_gives_them(
     prepare_task(Job("", {}, {"data": "out/colours"}, {"settings": settings}))
     assert "no class of the source is a key of `classes`; by their order, 'g' is its 'b'" in capsys.readouterr().out
     assert DatasetDict.load_from_disk("out/colours")["train"].features["label"].names == ["g", "y"]
+    form = read_json(Path("out/colours/info.json"))["source"]["format"]
+    assert form["kind"] == kind and form["text"] == "text" and "image" not in form
 
 
 def test_labels_of_a_hubs_texts_that_are_numbers_without_names_are_the_keys(data: Path) -> None:
@@ -402,6 +404,9 @@ def test_a_parquet_file_that_is_damaged_or_has_other_columns_is_an_error_that_na
     with pytest.raises(ValueError, match=r"a\.parquet has no column \['label'\]; it has \['text', 'colour'\]"):
         read(task, {})
     whole = (data / "a.parquet").read_bytes()
+    parquet(data / "a.parquet", pa.array([b"\xe9"]).view("string"), ["r"])
+    with pytest.raises(ValueError, match=r"data/a\.parquet is damaged or no Parquet file: 'utf-8' codec"):
+        read(task, {})
     for content in (b"", b"text,label", whole[: len(whole) // 2], whole[:-10] + whole[-8:]):
         (data / "a.parquet").write_bytes(content)
         with pytest.raises(ValueError, match=r"data/a\.parquet is damaged or no Parquet file: .*; fetch or write"):
@@ -430,6 +435,12 @@ def test_a_hubs_data_set_is_of_texts_exactly_if_it_names_their_column(
 def test_a_row_of_a_hubs_texts_is_the_same_after_it_was_written_and_read_again(data: Path) -> None:
     task = TaskRow(**hub_row(data))
     assert TaskRow(**task.model_dump()) == TaskRow(**task.model_dump(exclude_none=True)) == task
+
+
+def test_a_row_of_a_hubs_pictures_is_written_as_before_there_were_texts() -> None:
+    source = {"hub": "a", "files": {"all": "train"}, "format": {"kind": "hub"}}
+    (written,) = TaskRow(**row({"all": ""}, modality="image", sources=[source])).model_dump()["sources"]
+    assert written["format"] == {"kind": "hub", "image": "image", "label": "label", "decode": "all"}
 
 
 # --- splits ---

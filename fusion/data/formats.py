@@ -4,7 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fusion.rows import Row
 
@@ -127,6 +134,11 @@ class HubFormat(Row):
         if self.text is not None and self.decode != "all":
             raise ValueError(f"`decode` {self.decode!r} is of pictures; remove it beside `text`")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_other_column(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # the folders of a task are named after its row: those of pictures were so before there were texts
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     @property
     def column(self) -> str:

@@ -196,14 +196,14 @@ def _parquet(
         for column in (form.text, form.label):
             _column(file.schema_arrow.names, column, name)
         table = file.read(columns=[form.text, form.label])
+        texts, labels = (hub.Cells(column, table[column].to_pylist()) for column in (form.text, form.label))
         described = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    except (pa.ArrowException, OSError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         problem = " ".join(str(error).split())  # it may end with a new line
         raise ValueError(f"{name} is damaged or no Parquet file: {problem}; fetch or write it again") from error
     feature = described.get("info", {}).get("features", {}).get(form.label, {})
     is_named = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
     names = feature["names"] if is_named else []
-    texts, labels = (hub.Cells(column, table[column].to_pylist()) for column in (form.text, form.label))
     return hub.labelled(texts, labels, name, hub.class_names(names, name, classes)), names
 
 
