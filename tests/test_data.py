@@ -2,14 +2,19 @@
 
 import csv
 import gzip
+import json
+import re
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
-from datasets import DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from pyarrow.parquet import write_table
 from pydantic import ValidationError
 
 from fusion.artifacts import read_json, sha256
@@ -206,7 +211,7 @@ def test_the_sign_of_a_score_is_the_label_and_scores_near_zero_are_dropped_and_c
         (b"text,label\na,r\nb,green\nc,green\n", TABLE, r"a\.csv: labels outside .*'green' \(2 rows\)"),
         (b"text,label\na,r,\n", TABLE, r"line 2: 3 columns, expected 2"),
         (b'text,label\n"a,r\n', TABLE, r"unexpected end of data; check `sep` and `quoted`"),
-        (b"text,colour\na,r\n", TABLE, r"no column \['label'\]; its header is \['text', 'colour'\]"),
+        (b"text,colour\na,r\n", TABLE, r"no column \['label'\]; it has \['text', 'colour'\]"),
         (b"text,label,text\na,r,b\n", TABLE, r"a\.csv has 2 columns 'text', expected one"),
         (b"text,label\n\xe9,r\n", TABLE, r"is not utf-8"),
         (b"text,label\na,nan\n", {**TABLE, "min_magnitude": 1}, r"label 'nan' is no score"),
@@ -246,6 +251,196 @@ def test_a_missing_file_or_folder_is_an_error_with_the_nearest_name(data: Path) 
 def test_a_task_row_that_makes_no_sense_is_refused(change: dict[str, Any], error: str) -> None:
     with pytest.raises(ValidationError, match=error):
         TaskRow(**{**row({"all": "a.csv"}), **change})
+
+
+# --- Parquet, JSON lines, and texts of a hub ---
+
+PARQUET = {**TABLE, "kind": "parquet"}
+JSON_LINES = {**TABLE, "kind": "json_lines"}
+
+
+def parquet(path: Path, text: Any, label: Any) -> None:
+    write_table(pa.table({"text": text, "label": label}), path)
+
+
+def classes_of(task: TaskRow) -> list[str]:
+    return [list(task.classes)[label] for label in read(task, {})["all"]["label"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "keys"),
+    [
+        (["b", "r", "b"], ["b", "r", "b"]),
+        (pa.array(["b", "r", "b"]).dictionary_encode(), ["b", "r", "b"]),
+        (pa.array([1, 0, 12], "int8"), ["1", "0", "12"]),
+        (pa.array([1, 0, 12]).dictionary_encode(), ["1", "0", "12"]),
+        (pa.array([1.0, 0.0, 12.0]), ["1", "0", "12"]),
+        (pa.array([Decimal("1.00"), Decimal(0), Decimal(12)]), ["1", "0", "12"]),
+        (pa.array([0.5, -1.0, 0.5]), ["0.5", "-1", "0.5"]),
+        ([True, False, True], ["true", "false", "true"]),
+    ],
+    ids=["text", "dictionary", "integer", "dictionary of integers", "float", "decimal", "half", "bool"],
+)
+def test_labels_of_a_parquet_file_are_compared_with_the_keys_as_text(data: Path, labels: Any, keys: list[str]) -> None:
+    parquet(data / "a.parquet", pa.array(["who", "what", "who"]).dictionary_encode(), labels)
+    classes = {key: f"a {key}" for key in sorted(set(keys), reverse=True)}
+    task = TaskRow(**row({"all": "a.parquet"}, PARQUET, classes=classes))
+    assert read(task, {})["all"]["text"].tolist() == ["who", "what", "who"]
+    assert classes_of(task) == keys
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_json_lines_are_read_and_their_labels_are_compared_with_the_keys_as_text(data: Path, pack: Any) -> None:
+    lines = ['{"text": "who\u0085is", "label": "0", "more": [1]}', "", '{"label": 1, "text": "\\u00e9"}\r']
+    lines += ['{"text": "a", "label": 0.0}', '{"text": "b", "label": true}', '{"text": "NaN", "label": 1e0}']
+    (data / "a.jsonl").write_bytes(pack("\n".join(lines).encode("utf-8-sig")))
+    task = TaskRow(**row({"all": "a.jsonl"}, JSON_LINES, classes={"true": "t", "1": "one", "0": "none"}))
+    assert read(task, {})["all"]["text"].tolist() == ["who\u0085is", "\u00e9", "a", "b", "NaN"]
+    assert classes_of(task) == ["0", "1", "0", "true", "1"]
+
+
+def named(path: Path, names: list[str], labels: list[int]) -> None:
+    """Writes numbered texts to a Parquet file that says what its labels are called."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    texts = [f"text {i}" for i in range(len(labels))]
+    path.parent.mkdir(exist_ok=True)
+    Dataset.from_dict({"text": texts, "label": labels}, features=features).to_parquet(path)
+
+
+def hub_row(folder: Path, **more: Any) -> dict[str, Any]:
+    source = {"hub": str(folder), "files": {"all": "train"}, "format": {**TABLE, "kind": "hub"}}
+    return row({"all": ""}, sources=[source], **more)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_labels_of_texts_go_by_the_names_that_the_data_gives_them(
+    data: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(**classes: str) -> dict[str, Any]:
+        whole = {"classes": classes} if classes else {}
+        return row({"all": "train.parquet"}, PARQUET, **whole) if kind == "parquet" else hub_row(data, **whole)
+
+    named(data / "train.parquet", ["b", "r"], [0, 1, 1, 0] * 10)
+    assert read(TaskRow(**task()), {})["all"]["text"].tolist()[:2] == ["text 0", "text 1"]
+    assert classes_of(TaskRow(**task()))[:4] == ["b", "r", "r", "b"]
+    with pytest.raises(ValueError, match=r"has the classes \['b', 'r'\], `classes` has the keys \['b', 'g'\]"):
+        read(TaskRow(**task(b="blue", g="green")), {})
+    assert classes_of(TaskRow(**task(g="green", y="yellow")))[:4] == ["g", "y", "y", "g"]
+    settings = {**task(g="green", y="yellow"), "name": "colours"}
+    prepare_task(Job("", {}, {"data": "out/colours"}, {"settings": settings}))
+    assert "no class of the source is a key of `classes`; by their order, 'g' is its 'b'" in capsys.readouterr().out
+    assert DatasetDict.load_from_disk("out/colours")["train"].features["label"].names == ["g", "y"]
+    form = read_json(Path("out/colours/info.json"))["source"]["format"]
+    assert form["kind"] == kind and form["text"] == "text" and "image" not in form
+
+
+def test_labels_of_a_hubs_texts_that_are_numbers_without_names_are_the_keys(data: Path) -> None:
+    parquet(data / "train.parquet", ["a", "b", "c"], [5, 1, 5])
+    assert classes_of(TaskRow(**hub_row(data, classes={"1": "bad", "5": "good"}))) == ["5", "1", "5"]
+    with pytest.raises(ValueError, match=r"labels outside the classes \['r', 'b'\]: '1' \(1 rows\), '5' \(2 rows\)"):
+        read(TaskRow(**hub_row(data)), {})
+
+
+WRONG = [
+    (["a", None, "c"], ["r", "b", "r"], r"{row} 1: column 'text' is empty \(1 {row}{from0}\); correct or remove"),
+    (["a"] * 12, ["r"] + [None] * 11, r"{row} 1, 2, .*, 10, …: column 'label' is empty \(11 {row}s{from0}\)"),
+    ([["a"], ["b"]], ["r", "b"], r"{row} 0, 1: column 'text' has \['a'\], expected text \(2 {row}s{from0}\)"),
+    ([1, 2], ["r", "b"], r"{row} 0, 1: column 'text' has 1, expected text"),
+    (["a", "b"], [["r"], ["b"]], r"column 'label' has \['r'\], expected a number, true or false, or text"),
+    (["a", "b"], ["r", "g"], r"labels outside the classes \['r', 'b'\]: 'g' \(1 rows\)"),
+]
+
+
+@pytest.mark.parametrize(("texts", "labels", "error"), WRONG)
+def test_values_that_are_missing_or_no_text_are_counted_and_named_by_their_rows(
+    data: Path, texts: list[Any], labels: list[Any], error: str
+) -> None:
+    parquet(data / "train.parquet", texts, labels)
+    of_rows = error.format(row="row", from0=", counted from 0")
+    with pytest.raises(ValueError, match=r"data/train\.parquet.*" + of_rows):
+        read(TaskRow(**row({"all": "train.parquet"}, PARQUET)), {})
+    with pytest.raises(ValueError, match=r"data/train.*" + of_rows):
+        read(TaskRow(**hub_row(data)), {})
+    lines = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, labels, strict=True)]
+    (data / "a.jsonl").write_text("\n".join(lines))
+    of_lines = re.sub(r"\d+(?=[,:])", lambda number: str(int(number[0]) + 1), error.split("has 1")[0])
+    with pytest.raises(ValueError, match=r"data/a\.jsonl.*" + of_lines.format(row="line", from0="")):
+        read(TaskRow(**row({"all": "a.jsonl"}, JSON_LINES)), {})
+
+
+def test_a_label_that_is_not_a_number_is_missing_and_one_without_a_name_is_an_error(data: Path) -> None:
+    parquet(data / "a.parquet", ["a", "b"], pa.array([1.0, float("nan")]))
+    with pytest.raises(ValueError, match="row 1: column 'label' is empty"):
+        read(TaskRow(**row({"all": "a.parquet"}, PARQUET)), {})
+    schema = Features({"text": Value("string"), "label": ClassLabel(names=["r", "b"])}).arrow_schema
+    for label in (-1, 2):
+        unnamed = pa.table({"text": ["a", "b"], "label": [0, label]}).replace_schema_metadata(schema.metadata)
+        write_table(unnamed, data / "a.parquet")
+        with pytest.raises(ValueError, match=f"row 1: column 'label' has {label}, expected a number below 2"):
+            read(TaskRow(**row({"all": "a.parquet"}, PARQUET)), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b'{"text": "a", "label": "r"}\n\n{"text": "b", "la', r"a\.jsonl line 3: '.\"text\": \"b\", \"la' is no JSON"),
+        (b'[{"text": "a", "label": "r"}]', r"line 1: got .*, expected one JSON object a line"),
+        (b"[" * 100_000, r"line 1: .* is no JSON"),
+        (b'{"text": "a", "colour": "r"}', r"no column \['label'\]; it has \['text', 'colour'\]"),
+        (b'{"text": "a", "label": "r"}\n{"text": "b"}', r"line 2: column 'label' is empty \(1 line\)"),
+        (b'{"text": "\\ud800", "label": "r"}', r"line 1: column 'text' has '\\ud800', expected text"),
+        (b'{"text": "\xe9", "label": "r"}', r"is not utf-8"),
+    ],
+)
+def test_a_broken_line_of_json_is_named_by_its_number(data: Path, content: bytes, error: str) -> None:
+    (data / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=error):
+        read(TaskRow(**row({"all": "a.jsonl"}, JSON_LINES)), {})
+
+
+def test_a_parquet_file_that_is_damaged_or_has_other_columns_is_an_error_that_names_it(data: Path) -> None:
+    task = TaskRow(**row({"all": "a.parquet"}, PARQUET))
+    write_table(pa.table({"text": ["a"], "colour": ["r"]}), data / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has no column \['label'\]; it has \['text', 'colour'\]"):
+        read(task, {})
+    whole = (data / "a.parquet").read_bytes()
+    parquet(data / "a.parquet", pa.array([b"\xe9"]).view("string"), ["r"])
+    with pytest.raises(ValueError, match=r"data/a\.parquet is damaged or no Parquet file: 'utf-8' codec"):
+        read(task, {})
+    for content in (b"", b"text,label", whole[: len(whole) // 2], whole[:-10] + whole[-8:]):
+        (data / "a.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"data/a\.parquet is damaged or no Parquet file: .*; fetch or write"):
+            read(task, {})
+
+
+@pytest.mark.parametrize(
+    ("modality", "form", "error"),
+    [
+        ("text", {}, "format 'hub' has the column `image: image`, expected `text`"),
+        ("image", {"text": "a"}, "format 'hub' has the column `text: a`, expected `image`"),
+        ("text", {"text": "a", "image": "b"}, "got `image` 'b' and `text` 'a', expected one of the two columns"),
+        ("text", {"text": "a", "decode": "first"}, "`decode` 'first' is of pictures"),
+        ("image", {**PARQUET}, "modality 'image': format 'parquet' is not of it"),
+    ],
+)
+def test_a_hubs_data_set_is_of_texts_exactly_if_it_names_their_column(
+    modality: str, form: dict[str, Any], error: str
+) -> None:
+    where = {"folder": "a"} if "kind" in form else {"hub": "a"}
+    source = {**where, "files": {"all": "train"}, "format": {"kind": "hub", **form}}
+    with pytest.raises(ValidationError, match=error):
+        TaskRow(**row({"all": ""}, modality=modality, sources=[source]))
+
+
+def test_a_row_of_a_hubs_texts_is_the_same_after_it_was_written_and_read_again(data: Path) -> None:
+    task = TaskRow(**hub_row(data))
+    assert TaskRow(**task.model_dump()) == TaskRow(**task.model_dump(exclude_none=True)) == task
+
+
+def test_a_row_of_a_hubs_pictures_is_written_as_before_there_were_texts() -> None:
+    source = {"hub": "a", "files": {"all": "train"}, "format": {"kind": "hub"}}
+    (written,) = TaskRow(**row({"all": ""}, modality="image", sources=[source])).model_dump()["sources"]
+    assert written["format"] == {"kind": "hub", "image": "image", "label": "label", "decode": "all"}
 
 
 # --- splits ---

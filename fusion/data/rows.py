@@ -134,9 +134,14 @@ class TaskRow(Row):
 
     @model_validator(mode="after")
     def _formats_are_of_the_modality(self) -> Self:
-        for source in self.sources:
-            if (self.modality == "image") != isinstance(source.format, ImageFormat):
-                raise ValueError(f"modality {self.modality!r}: format {source.format.kind!r} is not of it")
+        for form in (source.format for source in self.sources):
+            if isinstance(form, HubFormat) and form.modality != self.modality:
+                raise ValueError(
+                    f"modality {self.modality!r}: format 'hub' has the column `{form.modality}: {form.column}`, "
+                    f"expected `{self.modality}`, the name of the column of inputs"
+                )
+            if not isinstance(form, HubFormat) and (self.modality == "image") != isinstance(form, ImageFormat):
+                raise ValueError(f"modality {self.modality!r}: format {form.kind!r} is not of it")
         return self
 
     @model_validator(mode="after")

@@ -4,12 +4,14 @@ import codecs
 import csv
 import difflib
 import io
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files as package_files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +22,9 @@ from fusion.data.formats import (
     FolderFormat,
     Format,
     HubFormat,
+    JsonLinesFormat,
     LinesFormat,
+    ParquetFormat,
     PixelsFormat,
     TableFormat,
 )
@@ -33,8 +37,8 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
     """The files of the task's first available source: {split or `all`: columns text or image, and label (int)}.
 
     text: str; image: Stored, not held. Frames of a hub have the commit that was read in `attrs["commit"]`, None if that
-    cannot be known, and in `attrs["other_names"]` the class names there, if no key of the row's is among them.
-    Those of folders have in `attrs["skipped"]` how many files of each kind were not read.
+    cannot be known. Those of a hub or of Parquet have in `attrs["other_names"]` the class names there, if no key of the
+    row's is among them. Those of folders have in `attrs["skipped"]` how many files of each kind were not read.
     ValueError if the source, a file, a column or a label is not as the row says.
     """
     source, column = task.source(), task.modality
@@ -44,7 +48,11 @@ def read(task: TaskRow, archives: Mapping[str, Path]) -> dict[str, pd.DataFrame]
         if isinstance(source.format, HubFormat):
             data, commit = hub.open_split(source.place, source.config, source.revision, file)
             rows = list(hub.examples(data, name, source.format, list(task.classes)))
-            facts = {"commit": commit, "other_names": hub.other_names(data, source.format, list(task.classes))}
+            names = hub.own_names(data, source.format)
+            facts = {"commit": commit, "other_names": hub.other_names(names, list(task.classes))}
+        elif isinstance(source.format, ParquetFormat):
+            rows, names = _parquet(_content(source, file, archives), source.format, name, list(task.classes))
+            facts = {"other_names": hub.other_names(names, list(task.classes))}
         elif isinstance(source.format, FolderFormat):
             rows, skipped = images.in_folders(_folder(source, file), list(task.classes))
             facts = {"skipped": skipped}
@@ -72,13 +80,15 @@ def _rows(
             return _lines(_decoded(content(file), form.encoding, name), form, name)
         case TableFormat() as form:
             return _table(_decoded(content(file), form.encoding, name), form, name)
+        case JsonLinesFormat() as form:
+            return _json_lines(_decoded(content(file), "utf-8", name), form, name)
         case PixelsFormat() as form:
             return images.pixels(content(file), form, name)
         case ArraysFormat() as form:
             return images.arrays(
                 content(file.replace("{}", form.images)), content(file.replace("{}", form.labels)), name
             )
-        case FolderFormat() | HubFormat():
+        case FolderFormat() | HubFormat() | ParquetFormat():
             raise AssertionError(f"{name} is read as a whole")
 
 
@@ -154,10 +164,53 @@ def _table(content: str, form: TableFormat, name: str) -> list[tuple[str, str]]:
     return rows
 
 
+def _json_lines(content: str, form: JsonLinesFormat, name: str) -> list[tuple[str, str]]:
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(content.split("\n"), start=1):  # splitlines would also split at U+0085
+        if not line.strip():
+            continue
+        try:
+            rows[number] = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} line {number}: {line[:80]!r} is no JSON: {error}; expected one object") from error
+        if not isinstance(rows[number], dict):
+            raise ValueError(f"{name} line {number}: got {line[:80]!r}, expected one JSON object a line")
+    keys = dict.fromkeys(key for row in rows.values() for key in row)
+    for column in (form.text, form.label):
+        _column(list(keys), column, name)
+    texts, labels = (
+        hub.Cells(column, [row.get(column) for row in rows.values()], list(rows)) for column in (form.text, form.label)
+    )
+    return hub.labelled(texts, labels, name)
+
+
+def _parquet(
+    content: bytes, form: ParquetFormat, name: str, classes: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Text and class of every example, and the names that the file itself gives its labels."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(pa.BufferReader(content))
+        for column in (form.text, form.label):
+            _column(file.schema_arrow.names, column, name)
+        table = file.read(columns=[form.text, form.label])
+        texts, labels = (hub.Cells(column, table[column].to_pylist()) for column in (form.text, form.label))
+        described = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        problem = " ".join(str(error).split())  # it may end with a new line
+        raise ValueError(f"{name} is damaged or no Parquet file: {problem}; fetch or write it again") from error
+    feature = described.get("info", {}).get("features", {}).get(form.label, {})
+    is_named = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    names = feature["names"] if is_named else []
+    return hub.labelled(texts, labels, name, hub.class_names(names, name, classes)), names
+
+
 def _column(header: Sequence[str], column: str, name: str) -> int:
     """Its place in the header; ValueError where it is not there exactly once."""
     if column not in header:
-        raise ValueError(f"{name} has no column {[column]}; its header is {header} (config/tasks.yaml)")
+        raise ValueError(f"{name} has no column {[column]}; it has {header} (config/tasks.yaml)")
     if header.count(column) > 1:
         raise ValueError(f"{name} has {header.count(column)} columns {column!r}, expected one: rename the others there")
     return header.index(column)

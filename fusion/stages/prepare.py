@@ -123,11 +123,11 @@ def _suggest_pin(name: str, task: TaskRow, commit: str | None) -> None:
 
 
 def _say_what_orders_labels(name: str, task: TaskRow, other_names: list[str] | None) -> None:
-    """Says which class is taken for which, where a hub's names of the classes are not those of the row."""
+    """Says which class is taken for which, where a source's names of the classes are not those of the row."""
     if other_names:
         pairs = [f"{key!r} is its {other!r}" for key, other in zip(task.classes, other_names, strict=True)]
         more = f" … {len(pairs)} in all" if len(pairs) > 3 else ""
-        progress(f"{name}: no class of the hub is a key of `classes`; by their order, {', '.join(pairs[:3])}{more}")
+        progress(f"{name}: no class of the source is a key of `classes`; by their order, {', '.join(pairs[:3])}{more}")
 
 
 def _say_what_was_skipped(name: str, skipped: Counter[str]) -> None:
