@@ -202,7 +202,7 @@ def _file(path: Path) -> Path:
     if found:
         hint = f": {', '.join(file.name for file in found)} are there; give one of them with its path"
     elif file := pickled(path):
-        hint = f" ({file.name} is not read: that can run code; {unpickle(file)})"
+        hint = f"; {file.name} is not read, because that can run code; {unpickle(file)}"
     elif inner := inner_models(path):
         hint = f"; the model is in a sub-folder: give {' or '.join(map(str, inner[:5]))}"
     raise ValueError(f"{path}: got {len(found)} of the files {NAMES}, expected exactly one{hint}")
