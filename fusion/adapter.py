@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusion import architecture
 from fusion.architecture import UNTIE, Config, is_conv1d, is_embedding, is_head, is_shared, is_tied
 from fusion.artifacts import read_json
 from fusion.checkpoint import INDEX, Checkpoint, is_float, shape
@@ -57,7 +58,7 @@ class Adapter(Mapping[str, Tensor]):
         self._state = Checkpoint(folder / WEIGHTS)
         self.files = (folder / CONFIG, *self._state.files)
         config = read_json(folder / CONFIG)
-        _check(config, folder)
+        _check(config, folder, self._config)
         self._updates: dict[str, LowRank] = {}
         self._replaced: dict[str, str] = {}
         for key in self._state:
@@ -181,18 +182,24 @@ def is_adapter(path: Path) -> bool:
     )
 
 
-def _check(config: Mapping[str, Any], folder: Path) -> None:
-    """ValueError for an adapter that is more than W0 + s·B A."""
+def _check(config: Mapping[str, Any], folder: Path, model: Config) -> None:
+    """ValueError for an adapter that is more than W0 + s·B A; it says how PEFT makes a whole model of that."""
     where = folder / CONFIG
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         got = config.get("peft_type") if isinstance(config, dict) else config
         raise ValueError(f"{where}: got peft_type {got!r}, expected 'LORA'")
+    if more := _more(config):
+        raise ValueError(f"{where}: {more}; {architecture.merge_adapter(folder, config, model)}")
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float):
             raise ValueError(f"{where}: got {name} {config.get(name)!r}, expected a number")
+
+
+def _more(config: Mapping[str, Any]) -> str | None:
+    """What of an adapter is more than W0 + s·B A."""
+    if config["peft_type"] != "LORA":
+        return f"got peft_type {config['peft_type']!r}, expected 'LORA'"
     if config.get("init_lora_weights", True) not in INITIAL:
-        got = config["init_lora_weights"]
-        raise ValueError(f"{where}: init_lora_weights {got!r} changes the base model; convert it with PEFT first")
-    for name, value in config.items():
-        if value and name not in READ | HARMLESS:
-            raise ValueError(f"{where}: {name} is set, which is more than a low-rank update; merge it with PEFT first")
+        return f"init_lora_weights {config['init_lora_weights']!r} changes the base model"
+    unknown = next((name for name, value in config.items() if value and name not in READ | HARMLESS), None)
+    return unknown and f"{unknown} is set, which is more than a low-rank update"

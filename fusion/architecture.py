@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusion.artifacts import read_json
 from fusion.checkpoint import shape
+from fusion.folder import model_class
 
 Config = Mapping[str, Any]
 
@@ -25,6 +26,18 @@ UNTIE = (
     "model.get_output_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone()); "
     "model.save_pretrained(UNTIED)"
 )
+# Methods of PEFT that change what a model reads or weighs them anew for every input: no weights are the same
+UNMERGEABLE = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
+    *("POLY", "XLORA", "LILY", "SHADOW"),
+}
+OF_TASK = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
 
 
 def read_config(path: Path) -> Config:
@@ -34,6 +47,24 @@ def read_config(path: Path) -> Config:
     if not isinstance(found, dict):
         raise ValueError(f"{file}: got {type(found).__name__}, expected an object of settings")
     return found
+
+
+def merge_adapter(folder: Path, adapter: Mapping[str, Any], base: Config) -> str:
+    """How to make a whole model of an adapter that is more than W0 + s·B A, as the end of an error.
+
+    adapter: its configuration; base: config.json of P. The class is P's, so that the names are too, but for an
+    adapter that brings a head of its own.
+    """
+    if adapter["peft_type"] in UNMERGEABLE:
+        return "it changes no weights once and for all, so that PEFT cannot merge it into a model either: leave it out"
+    task = str(adapter.get("task_type"))
+    auto = OF_TASK.get(task, "AutoModel")
+    name = auto if task in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS") else model_class(base) or auto
+    return (
+        "merge it with PEFT first, into the model P that it adapts, and give NEW in its place: from peft import "
+        f"PeftModel; from transformers import {name}; base = {name}.from_pretrained(P); "
+        f"PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload().save_pretrained(NEW)"
+    )
 
 
 def is_embedding(name: str) -> bool:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fusion.artifacts import new_file, read_json
+from fusion.folder import PICKLES, inner_models, pickled, unpickle
 
 DTYPES = {
     torch.float64: "F64",
@@ -29,8 +30,6 @@ Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # of every tensor of
 
 INDEX = "model.safetensors.index.json"
 NAMES = ("model.safetensors", INDEX, "adapter_model.safetensors")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-CONVERT = "convert it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW)"
 LATE = 1 << 10  # bytes of room for metadata that is known when all tensors are written
 AT_ONCE = 1 << 30  # bytes; Linux writes at most 2 GiB a call
 
@@ -170,8 +169,14 @@ def _write(file: int, data: memoryview, start: int) -> None:
 
 
 def _open(file: Path) -> safe_open:
-    if file.suffix in PICKLES:
-        raise ValueError(f"{file} holds pickled weights, and reading those can run code; {CONVERT}")
+    if not file.is_file() and file.with_suffix(".bin").is_file():
+        file = file.with_suffix(".bin")
+    if file.suffix in PICKLES or file.name == "pytorch_model.bin.index.json":
+        raise ValueError(f"{file} holds pickled weights, and reading those can run code; {unpickle(file)}")
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; expected it whole: download or save the model again")
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} is no .safetensors file; expected one, or the folder of a model that has one")
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -193,6 +198,11 @@ def _file(path: Path) -> Path:
     found = [path / name for name in NAMES if (path / name).is_file()]
     if len(found) == 1:
         return found[0]
-    pickled = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
-    hint = f" ({pickled[0].name} is not read: that can run code; {CONVERT})" if pickled and not found else ""
+    hint = ""
+    if found:
+        hint = f": {', '.join(file.name for file in found)} are there; give one of them with its path"
+    elif file := pickled(path):
+        hint = f"; {file.name} is not read, because that can run code; {unpickle(file)}"
+    elif inner := inner_models(path):
+        hint = f"; the model is in a sub-folder: give {' or '.join(map(str, inner[:5]))}"
     raise ValueError(f"{path}: got {len(found)} of the files {NAMES}, expected exactly one{hint}")

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use. torch is imported only when models ar
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,7 +139,15 @@ def _show(arguments: argparse.Namespace) -> None:
 def _require_present(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
-            raise WrongUse(f"{path} does not exist; expected a .safetensors file or a model folder")
+            raise WrongUse(f"{path} does not exist; expected a .safetensors file or a model folder{_download(path)}")
+
+
+def _download(path: Path) -> str:
+    """What to do where the path may be meant as a model's name on the hub: 'gpt2', 'org/name'."""
+    is_name = re.fullmatch(r"([\w.-]+/)?\w[\w.-]*", str(path)) and path.suffix != ".safetensors"
+    if not is_name or (path.parent != Path() and path.parent.exists()):
+        return ""
+    return f"; nothing is downloaded: for a model on the hub, run hf download {path} --local-dir FOLDER and give FOLDER"
 
 
 def _require_absent(out: Path, pipeline: str) -> None:

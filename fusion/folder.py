@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ WEIGHTS = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf"),
     *(".npz", ".ot", ".tflite", ".mlmodel", ".zip", ".tar", ".gz"),
 }
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.\w+")  # pickled, and no weights
+INSIDE = ("model.safetensors", "model.safetensors.index.json", "adapter_config.json")  # what makes a folder a model
 EXPORTS = ("onnx", "openvino")  # sub-folders of what other programs run: the same weights once more
 SMALL = 100 * 10**6  # bytes: a tokenizer of 250,000 words has 20 MB
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
@@ -47,6 +50,48 @@ def companions(folder: Path) -> Iterator[Path]:
 def exports(folder: Path) -> list[str]:
     """The sub-folders that hold the same weights for other programs, and are never copied."""
     return [name for name in EXPORTS if (folder / name).is_dir()]
+
+
+def model_class(config: Mapping[str, Any]) -> str | None:
+    """The class of transformers that a config.json names; None where it names none, or the code is the model's own."""
+    import transformers  # here, because it takes a second and only errors ask
+
+    named = config.get("architectures") or [None]
+    is_known = isinstance(named[0], str) and "auto_map" not in config and hasattr(transformers, named[0])
+    return named[0] if is_known else None
+
+
+def pickled(folder: Path) -> Path | None:
+    """The file of a folder that holds pickled weights, the first of several; None where there is none."""
+    found = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLES and not OF_TRAINING.match(file.name)]
+    return next((file for file in found if file.name.startswith("pytorch_model")), found[0] if found else None)
+
+
+def unpickle(file: Path) -> str:
+    """How to make safetensors of pickled weights with every tensor under its name, as the end of an error."""
+    folder, config = file.parent, file.parent / "config.json"
+    is_model = file.name.startswith("pytorch_model")
+    name = model_class(json.loads(config.read_text(encoding="utf-8"))) if is_model and config.is_file() else None
+    if name:
+        return (
+            "convert it where you trust it, and give NEW in its place (with a copy of the tokenizer, if there is one): "
+            f"from transformers import {name}; {name}.from_pretrained({str(folder)!r}).save_pretrained(NEW)"
+        )
+    target = folder / "model.safetensors" if is_model else file.with_suffix(".safetensors")
+    files = f"Path({str(folder)!r}).glob('pytorch_model*.bin')" if is_model else f"[Path({str(file)!r})]"
+    is_beside = is_model or target.name == "adapter_model.safetensors"
+    return (
+        f"convert it where you trust it, and give {folder if is_beside else target}: "
+        "import torch; from pathlib import Path; from safetensors.torch import save_file; "
+        f"state = {{n: t for file in {files} for n, t in torch.load(file, 'cpu', weights_only=True).items()}}; "
+        f"save_file({{n: t.clone().contiguous() for n, t in state.items()}}, {str(target)!r}, {{'format': 'pt'}})"
+    )
+
+
+def inner_models(folder: Path) -> list[Path]:
+    """The sub-folders that are models or adapters, as PEFT writes an adapter that has a name."""
+    inner = (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    return [path for path in inner if any((path / name).is_file() for name in INSIDE)]
 
 
 def _inside(folder: Path) -> Iterator[Path]:
