@@ -14,6 +14,7 @@ from fusion.artifacts import digest, new_file, read_json, sha256, write_json
 from fusion.job import Job
 
 VERSION = 1  # of a record: one of another version counts as none
+KEYS = {"made", "content", "commits"}
 SMALL = 1 << 20  # bytes of an output that is hashed: tables, scores, heads
 
 
@@ -23,20 +24,24 @@ def place(output: str | Path) -> Path:
     return path.with_name(f".{path.name}.made.json")
 
 
-def identity(path: str | Path) -> str:
-    """What the record of a result says that it was made from; '' where there is none that can be read."""
+def read(output: str | Path) -> dict[str, Any]:
+    """The record of a result; empty where there is none that can be read."""
     try:
-        found = read_json(place(path))
+        found = read_json(place(output))
     except (OSError, ValueError):
-        return ""
-    return str(found.get("made")) if isinstance(found, dict) and found.get("version") == VERSION else ""
+        return {}
+    whole = isinstance(found, dict) and found.get("version") == VERSION and KEYS <= found.keys()
+    return found if whole else {}
+
+
+def identity(output: str | Path) -> str:
+    """What the record of a result says that it was made from; '' where there is none."""
+    return read(output).get("made", "")
 
 
 def sources(output: str | Path) -> dict[str, Any] | None:
     """What the files held that a result was made from (`fusion.look`); None where that is not known."""
-    if not Path(output).exists() or not identity(output):
-        return None
-    return read_json(place(output)).get("sources")
+    return read(output).get("sources") if Path(output).exists() else None
 
 
 def new_files(output: str | Path, seen: dict[str, Any]) -> int:
@@ -83,14 +88,12 @@ def is_current(job: Job, identity: Callable[[str], str] = identity) -> bool:
     identity: what reads a record's; one that remembers saves a plan of many jobs most of its reading.
     """
     there = [output for output in job.output.values() if Path(output).exists()]
-    if not all(map(identity, there)):
-        return False
     inputs, now = made_from(job, identity), look.commits(job.params.get("sources", {}).get("refs", ()))
     for output in there:
-        kept = read_json(place(output))
+        kept = read(output)
         # a hub's cache that is gone, or was never there, says nothing against what was read
-        commits = {name: commit or kept["commits"].get(name) for name, commit in now.items()}
-        if kept["made"] != _made(job, inputs, commits) or kept["content"] != _content(output):
+        commits = {name: commit or kept.get("commits", {}).get(name) for name, commit in now.items()}
+        if kept.get("made") != _made(job, inputs, commits) or kept.get("content") != _content(output):
             return False
     return True
 
@@ -109,7 +112,7 @@ def _content(output: str | Path) -> str:
     """What tells an output that was cut short or exchanged: of a small file its hash, else the bytes of its files."""
     path = Path(output)
     if path.is_dir():
-        return str(sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
+        return str(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
     return sha256(path) if path.stat().st_size <= SMALL else str(path.stat().st_size)
 
 

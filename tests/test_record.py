@@ -49,7 +49,7 @@ def test_a_copied_folder_is_current_and_one_without_a_record_is_not(tmp_path: Pa
     assert not record.is_current(job(moved, 1))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0, "made": "x"}', "\0\0"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0, "made": "x"}', '{"version": 1}', "\0\0"])
 def test_a_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
     run(job(tmp_path, 0))
     record.place(tmp_path / "0").write_text(text)
