@@ -30,7 +30,7 @@ def read(output: str | Path) -> dict[str, Any]:
         found = read_json(place(output))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(found, dict) and found.get("version") == VERSION and KEYS <= found.keys()
+    whole = isinstance(found, dict) and found.get("version") == VERSION and found.keys() >= KEYS
     return found if whole else {}
 
 
