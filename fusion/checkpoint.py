@@ -175,11 +175,12 @@ def _open(file: Path) -> safe_open:
         raise ValueError(f"{file} holds pickled weights, and reading those can run code; {unpickle(file)}")
     if not file.is_file():
         raise ValueError(f"{file} is missing; expected it whole: download or save the model again")
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{file} is no .safetensors file; expected one, or the folder of a model that has one")
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
+        if file.suffix != ".safetensors":
+            what = "is no .safetensors file; expected one, or the folder of a model that has one"
+            raise ValueError(f"{file} {what} ({error})") from error
         raise ValueError(f"{file} is not a whole safetensors file ({error}); make it again") from error
 
 
