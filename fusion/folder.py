@@ -56,9 +56,9 @@ def model_class(config: Mapping[str, Any]) -> str | None:
     """The class of transformers that a config.json names; None where it names none, or the code is the model's own."""
     import transformers  # here, because it takes a second and only errors ask
 
-    named = config.get("architectures") or [None]
-    is_known = isinstance(named[0], str) and "auto_map" not in config and hasattr(transformers, named[0])
-    return named[0] if is_known else None
+    name = next(iter(config.get("architectures") or ()), None)
+    is_known = isinstance(name, str) and "auto_map" not in config and hasattr(transformers, name)
+    return name if is_known else None
 
 
 def pickled(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ class WeightsSource(Row):
     archive: str | None = None
     folder: LocalPath | None = None
     onnx: str | None = None
-    hub: str | None = None
+    hub: LocalPath | None = None
     revision: str | None = None
     open_clip: str | None = None
     pretrained: str | None = None

@@ -45,7 +45,7 @@ class SourceRow(Row):
     archive: str | None = None
     folder: LocalPath | None = None
     package: str | None = None
-    hub: str | None = None
+    hub: LocalPath | None = None
     revision: str | None = None
     config: str | None = None
     files: dict[Literal["all", "train", "val", "test"], str]
