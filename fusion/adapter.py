@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from fusion import architecture
-from fusion.architecture import UNTIE, Config, is_conv1d, is_embedding, is_head, is_shared, is_tied
+from fusion.architecture import Config, is_conv1d, is_head, is_shared, is_table, is_tied, untie
 from fusion.artifacts import read_json
-from fusion.checkpoint import INDEX, Checkpoint, is_float, shape
+from fusion.checkpoint import INDEX, NAMES, Checkpoint, is_float, shape
 from fusion.targets import absent, near, of_module
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WHOLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # in the order of preference
+PARTS = re.compile(r"(model|pytorch_model|consolidated)\b.*\.(safetensors|bin|pth)|tf_model\.h5|flax_model\.msgpack")
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?:(?P<factor>[AB])\.weight|embedding_(?P<lookup>[AB]))")
 # Of PEFT's configuration: what is read here, and what changes nothing about the weights. Anything else that is set
 # is refused, so that an option of a later PEFT is never passed over.
@@ -65,11 +66,12 @@ class Adapter(Mapping[str, Tensor]):
             self._place(key, config)
         if not self._updates and not self._replaced:
             raise ValueError(f"{folder / WEIGHTS} holds no tensor; expected the adapter's")
-        if lacking := absent(config, base, self._updates.keys() | self._replaced.keys()):
-            raise ValueError(
-                f"{folder / WEIGHTS} has nothing for {', '.join(lacking[:3])} ({len(lacking)} in all), which "
-                f"target_modules in {CONFIG} names; save the adapter again, or name there only what it adapts"
-            )
+        for option, lacking in absent(config, base, self._updates.keys() | self._replaced.keys()).items():
+            if lacking:
+                raise ValueError(
+                    f"{folder / WEIGHTS} has nothing for {', '.join(lacking[:3])} ({len(lacking)} in all), which "
+                    f"{option} in {CONFIG} names; save the adapter again, or name there only what it adapts"
+                )
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self._state[self._replaced[name]] if name in self._replaced else self.base[name]
@@ -127,6 +129,11 @@ class Adapter(Mapping[str, Tensor]):
             raise ValueError(f"{self.path}: {key!r} comes without {other!r}")
         a, b = self._state.shape(key), self._state.shape(other)
         rank = of_module(config.get("rank_pattern"), module, config["r"])
+        if integers := [one for one in (key, other) if not self._state.is_float(one)]:
+            raise ValueError(
+                f"{self.path}: {integers[0]!r} holds integers, expected floats: quantized factors must be converted "
+                "back first"
+            )
         if a[:1] != (rank,) or b[1:2] != (rank,):
             raise ValueError(f"{self.path}: {key!r} is {a}, {other!r} is {b}; expected rank {rank} as in {CONFIG}")
         transposed = lookup or self._is_transposed(name, module, (b[0], *a[1:]), bool(config.get("fan_in_fan_out")))
@@ -149,10 +156,10 @@ class Adapter(Mapping[str, Tensor]):
                 f"{self.path}: {key!r} changes {name!r}, which is tied in {self._model()}: encoder and decoder share "
                 "it, and PEFT trains it in one place; train the adapter without it"
             )
-        if (is_embedding(name) or is_head(name)) and is_tied(self._config, self.base):
+        if (is_head(name) or is_table(self._config, self.base, name)) and is_tied(self._config, self.base):
             raise ValueError(
                 f"{self.path}: {key!r} changes {name!r}, but input and output embedding are tied in {self._model()}, "
-                f"and a merge would change both; {UNTIE}"
+                f"and a merge would change both; {untie(self._config)}"
             )
 
     def _misfit(self, key: str, found: tuple[int, ...], name: str) -> ValueError:
@@ -173,9 +180,10 @@ def is_adapter(path: Path) -> bool:
     if not (path / CONFIG).is_file():
         return False
     whole = next((path / name for name in WHOLE if (path / name).is_file()), None)
+    whole = whole or next((file for file in sorted(path.iterdir()) if PARTS.fullmatch(file.name)), None)
     if whole is None:
         return True
-    give = "" if whole.name.startswith("pytorch_model") else f"give {whole} for the whole model, or "
+    give = f"give {whole} for the whole model, or " if whole.name in NAMES else ""
     raise ValueError(
         f"{path} holds a PEFT adapter ({CONFIG}) and a whole model ({whole.name}); expected one of them: {give}move "
         f"{CONFIG} and {WEIGHTS} into a folder of their own"

@@ -14,18 +14,18 @@ from fusion.folder import model_class
 
 Config = Mapping[str, Any]
 
-EMBEDDINGS = ("shared", "embed_tokens", "wte", "word_embeddings", "tokens_embed", "embed_in", "tok_embeddings")
-HEADS = ("lm_head", "embed_out", "proj_out", "cls.predictions.decoder")
+EMBEDDINGS = (
+    *("shared", "embed_tokens", "wte", "word_embeddings", "word_embedding"),
+    *("tokens_embed", "embed_in", "tok_embeddings"),
+)
+HEADS = (
+    *("lm_head", "embed_out", "proj_out", "cls.predictions.decoder", "predictions.decoder", "lm_head.decoder"),
+    *("vocab_projector", "generator_lm_head", "pred_layer.proj", "lm_loss"),
+)
 WRITES = re.compile("LMHead|DoubleHeads|ForCausalLM|ForConditionalGeneration|ForMaskedLM|ForPreTraining")
 # transformers' Conv1D, the (in, out) form of a linear layer: the models that have it, and its names in them
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 CONV1D_MODULES = {"c_attn", "q_attn", "c_proj", "c_fc"}
-UNTIE = (
-    "untie P and give the new folder as --pretrained: model = AutoModelForCausalLM.from_pretrained(P); "
-    "model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False; "
-    "model.get_output_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone()); "
-    "model.save_pretrained(UNTIED)"
-)
 # Methods of PEFT that change what a model reads or weighs them anew for every input: no weights are the same
 UNMERGEABLE = {
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
@@ -67,9 +67,30 @@ def merge_adapter(folder: Path, adapter: Mapping[str, Any], base: Config) -> str
     )
 
 
+def untie(config: Config) -> str:
+    """How to give a tied P a head of its own, as the end of an error. The class is P's, so that the names are too."""
+    name = model_class(config) or "AutoModelForCausalLM"
+    return (
+        "untie P and give the new folder as --pretrained: import torch; "
+        f"from transformers import {name}; model = {name}.from_pretrained(P); "
+        "model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False; "
+        "head = model.get_output_embeddings(); "
+        "[setattr(head, n, torch.nn.Parameter(p.detach().clone())) for n, p in list(head.named_parameters())]; "
+        "model.save_pretrained(UNTIED)"
+    )
+
+
 def is_embedding(name: str) -> bool:
     """Whether a tensor of that name is a table of word embeddings."""
     return _ends(name, EMBEDDINGS)
+
+
+def is_table(config: Config, model: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a tensor of the model is a table of word embeddings: by its name, or else by its row for every word."""
+    if name not in model or embedding(model) is not None:
+        return is_embedding(name)
+    sizes = {part["vocab_size"] for part in _parts(config) if "vocab_size" in part}
+    return len(shape(model, name)) == 2 and shape(model, name)[0] in sizes
 
 
 def is_head(name: str) -> bool:

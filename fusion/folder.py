@@ -14,7 +14,7 @@ WEIGHTS = {
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OF_TRAINING = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.\w+")  # pickled, and no weights
 INSIDE = ("model.safetensors", "model.safetensors.index.json", "adapter_config.json")  # what makes a folder a model
-EXPORTS = ("onnx", "openvino")  # sub-folders of what other programs run: the same weights once more
+EXPORTS = ("onnx", "openvino", "coreml", "original", "metal")  # sub-folders: the same weights for other programs
 SMALL = 100 * 10**6  # bytes: a tokenizer of 250,000 words has 20 MB
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
-from fusion.architecture import UNTIE, embedding, is_copy, is_head, is_tied, read_config
+from fusion.architecture import Config, embedding, is_copy, is_head, is_tied, read_config, untie
 from fusion.artifacts import new_file, new_folder
 from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
@@ -193,17 +193,17 @@ def _open(path: Path, base: Mapping[str, Tensor], pretrained: Path) -> Checkpoin
     if is_adapter(path):
         return Adapter(path, base, config)
     model = Checkpoint(path)
-    return _without_tied_head(model, base) if is_tied(config, base) else model
+    return _without_tied_head(model, base, config) if is_tied(config, base) else model
 
 
-def _without_tied_head(model: Checkpoint, base: Mapping[str, Tensor]) -> Checkpoint:
+def _without_tied_head(model: Checkpoint, base: Mapping[str, Tensor], config: Config) -> Checkpoint:
     """The model without a head that it stores and P does not; ValueError where that is not its embedding."""
     for head in [name for name in model if is_head(name) and name not in base]:
         table = embedding(model)
         if table is None or not is_copy(model, head, table):
             raise ValueError(
                 f"{model!r} has {head!r}, which is tied to the input embedding in {base!r} and here differs from "
-                f"{table!r}: the head was trained apart; {UNTIE} (and so every model that has no head of its own)"
+                f"{table!r}: the head was trained apart; as every model that has no head of its own, {untie(config)}"
             )
         print(f"left out: {head!r} of {model!r}, a copy of {table!r}, to which P ties it", file=sys.stderr)
         model = model.only(name for name in model if name != head)

@@ -289,7 +289,7 @@ def test_layers_that_the_configuration_names_and_the_file_lacks_are_an_error_tha
         {"target_modules": ["q"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
         {"target_modules": ["q"], "exclude_modules": ["layers.1.q"]},
         {"target_modules": ["q"], "exclude_modules": r".*\.1\.q"},
-        {"target_modules": r".*\.q"},
+        {"target_modules": r".*\.[02]\.q"},
         {"target_modules": ["q", "of_another_model"], "layers_to_transform": [0, 2], "layers_pattern": ["h", "layers"]},
     ],
 )
@@ -297,3 +297,61 @@ def test_layers_that_are_not_asked_for_are_not_missed(options: dict[str, Any], t
     base = {f"model.{name}": tensor for name, tensor in LAYERS.items()} | {"pooler.q.weight": torch.zeros(2, 3)}
     state = {f"model.{key}": tensor for key, tensor in OF_TWO.items()}
     assert Adapter(write(tmp_path, state, **options), base)["model.layers.2.q.weight"].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"target_modules": r".*\.q"}, r"model\.layers\.1\.q \(1 in all\)"),
+        ({"target_modules": r".*\.(q|k)"}, r"model\.layers\.\d\.., .* \(4 in all\)"),
+        ({"target_modules": "all-linear"}, r"model\.layers\.1\.q \(1 in all\)"),
+        ({"target_modules": ["q"], "layers_to_transform": []}, r"model\.layers\.1\.q \(1 in all\)"),
+    ],
+)
+def test_layers_that_an_expression_matches_and_the_file_lacks_are_an_error(
+    options: dict[str, Any], missing: str, tmp_path: Path
+) -> None:
+    base = {f"model.{name}": tensor for name, tensor in LAYERS.items()} | {"pooler.q.weight": torch.zeros(2, 3)}
+    base = {name: tensor for name, tensor in base.items() if "norm" not in name}
+    state = {f"model.{key}": tensor for key, tensor in OF_TWO.items()}
+    with pytest.raises(ValueError, match=f"has nothing for {missing}, which target_modules in"):
+        Adapter(write(tmp_path, state, **options), base)
+
+
+def test_layers_are_counted_from_the_beginning_of_a_name_too(tmp_path: Path) -> None:
+    options = {"target_modules": ["q"], "layers_to_transform": [0, 1], "layers_pattern": "layers"}
+    with pytest.raises(ValueError, match=r"has nothing for layers\.1\.q \(1 in all\)"):
+        Adapter(write(tmp_path, OF_TWO, **options), LAYERS)
+
+
+def test_the_number_of_an_expert_is_not_taken_for_its_layer(tmp_path: Path) -> None:
+    base = {f"model.layers.{i}.experts.{j}.q.weight": torch.zeros(2, 3) for i in range(2) for j in range(2)}
+    state = {f"model.layers.1.experts.{j}.q.{key[2:]}": one.clone() for j in range(2) for key, one in FACTORS.items()}
+    Adapter(write(tmp_path, state, target_modules=["q"], layers_to_transform=[1]), base)
+
+
+@pytest.mark.parametrize("targets", [r".*\.(\d)\.q", r"model\.layers\.[02]\.q", r".*layers.*\.q", r".*q"])
+def test_modules_that_an_expression_does_not_match_are_not_missed(targets: str, tmp_path: Path) -> None:
+    base = {f"model.{name}": tensor for name, tensor in LAYERS.items()} | {"pooler.q.weight": torch.zeros(2, 3)}
+    state = {f"model.{key}": tensor for key, tensor in (OF_TWO if "[02]" in targets else OF_ALL).items()}
+    assert Adapter(write(tmp_path, state, target_modules=targets), base)["model.layers.2.q.weight"].all()
+
+
+def test_an_expression_that_is_none_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"target_modules '\(q' is no regular expression"):
+        Adapter(write(tmp_path, OF_ALL, target_modules="(q"), LAYERS)
+
+
+def test_a_module_that_was_to_be_saved_in_full_and_is_not_there_is_an_error(tmp_path: Path) -> None:
+    base = LAYERS | {"score.weight": torch.zeros(2, 3)}
+    options = {"target_modules": ["q"], "modules_to_save": ["classifier", "score"]}
+    Adapter(write(tmp_path, OF_ALL | {"score.weight": torch.ones(2, 3)}, **options), base)
+    with pytest.raises(ValueError, match=r"has nothing for score\.weight \(1 in all\), which modules_to_save in"):
+        Adapter(write(tmp_path, OF_ALL, **options), base)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_factors_that_are_no_floats_are_refused_by_name(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = FACTORS | {"w.lora_B.weight": torch.ones(2, 1).to(dtype)}
+    with pytest.raises(ValueError, match=r"w\.lora_B\.weight' holds integers, expected floats"):
+        Adapter(write(tmp_path, state), BASE)

@@ -9,9 +9,22 @@ import torch
 from checkpoints import assert_same, error, names, read
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLMConfig,
+    XLMWithLMHeadModel,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
-from fusion.architecture import UNTIE, is_tied, read_config
+from fusion.architecture import is_tied, read_config, untie
 from fusion.artifacts import read_json, write_json
 from fusion.cli import main
 
@@ -60,6 +73,16 @@ def test_of_a_sharded_model_beside_an_adapter_the_index_is_the_way_out(
     assert combine(models / "base", tmp_path / "out", both / "model.safetensors.index.json") == 0
 
 
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "consolidated.safetensors", "tf_model.h5"])
+def test_a_whole_model_in_any_form_beside_an_adapter_is_refused(
+    name: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = shutil.copytree(models / "lora", tmp_path / "both")
+    (both / name).write_text("x")
+    assert combine(models / "base", tmp_path / "out", both) == 1
+    assert f"and a whole model ({name}); expected one of them: move" in error(capsys)
+
+
 def test_what_a_trainer_leaves_beside_an_adapter_is_no_whole_model(models: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(models / "lora", tmp_path / "checkpoint-500")
     for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
@@ -71,7 +94,8 @@ def test_sub_folders_without_weights_are_copied_and_exports_left_out_aloud(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = shutil.copytree(models / "base", tmp_path / "base")
-    for name in ("1_Pooling/config.json", "1_Pooling/more/note.txt", "onnx/model.onnx", ".cache/lock", "1_Pooling/.x"):
+    exported = ("onnx/model.onnx", "original/model.00.pth", "coreml/x/weight.bin")
+    for name in ("1_Pooling/config.json", "1_Pooling/more/note.txt", *exported, ".cache/lock", "1_Pooling/.x"):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text("{}")
     (base / "1_Pooling/circle").symlink_to(base)
@@ -79,7 +103,7 @@ def test_sub_folders_without_weights_are_copied_and_exports_left_out_aloud(
     assert names(tmp_path / "out") == names(models / "base") | {"README.md", "1_Pooling"}
     assert names(tmp_path / "out/1_Pooling") == {"config.json", "more"}
     assert names(tmp_path / "out/1_Pooling/more") == {"note.txt"}
-    assert capsys.readouterr().err.startswith("left out: onnx (made of the weights of P")
+    assert capsys.readouterr().err.startswith("left out: onnx, coreml, original (made of the weights of P")
 
 
 def test_a_sub_folder_with_weights_is_refused_by_name_before_the_merge_and_without_it_merges(
@@ -156,10 +180,9 @@ def test_an_adapter_on_a_tied_embedding_is_refused_and_the_recipe_of_the_error_g
     capsys.readouterr()
     assert combine(tied, tmp_path / "out", tmp_path / "adapter") == 1
     message = error(capsys)
-    assert "input and output embedding are tied" in message and UNTIE in message
-    names_in_recipe = {"AutoModelForCausalLM": AutoModelForCausalLM, "torch": torch, "P": tied}
+    assert "input and output embedding are tied" in message and untie(read_config(tied)) in message
     recipe = message.partition("--pretrained: ")[2]
-    exec(recipe, names_in_recipe | {"UNTIED": tmp_path / "untied"})
+    exec(recipe, {"P": tied, "UNTIED": tmp_path / "untied"})
     assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter") == 0
     merged: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert torch.allclose(merged(WORDS).logits, wanted, atol=1e-5)
@@ -184,6 +207,56 @@ def test_an_adapter_on_the_embedding_that_encoder_and_decoder_share_is_refused(
     capsys.readouterr()
     assert combine(tmp_path / "p", tmp_path / "out", tmp_path / "adapter") == 1
     assert "'shared.weight', which is tied" in error(capsys)
+
+
+BERT: Any = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+OTHERS: dict[str, Any] = {
+    "t5": (
+        T5ForConditionalGeneration,
+        T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0),
+        ["lm_head"],
+    ),
+    "bert": (BertForMaskedLM, BertConfig(vocab_size=40, **BERT), ["word_embeddings"]),
+    "mamba": (
+        MambaForCausalLM,
+        MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4),
+        ["embeddings"],
+    ),
+    "xlnet": (
+        XLNetLMHeadModel,
+        XLNetConfig(vocab_size=40, d_model=16, n_layer=1, n_head=2, d_inner=24),
+        ["word_embedding"],
+    ),
+    "xlm": (XLMWithLMHeadModel, XLMConfig(vocab_size=40, emb_dim=16, n_layers=1, n_heads=2), ["embeddings"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_tied_model_of_any_type_is_untied_as_the_error_says(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, config, targets = OTHERS[name]
+    torch.manual_seed(0)
+    base = kind(config)
+    for parameter in base.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    base.save_pretrained(tmp_path / "p")
+    model: Any = get_peft_model(kind.from_pretrained(tmp_path / "p"), LoraConfig(r=2, target_modules=targets))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    inputs = {"input_ids": WORDS} | ({"decoder_input_ids": WORDS} if name == "t5" else {})
+    wanted = model.eval()(**inputs).logits
+    capsys.readouterr()
+    assert combine(tmp_path / "p", tmp_path / "out", tmp_path / "adapter") == 1
+    message = error(capsys)
+    assert "input and output embedding are tied" in message
+    exec(message.partition("--pretrained: ")[2], {"P": tmp_path / "p", "UNTIED": tmp_path / "untied"})
+    assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter") == 0
+    merged: Any = kind.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(merged(**inputs).logits, wanted, atol=1e-4)
 
 
 TABLE = {"embed_tokens.weight": torch.ones(3, 2)}
