@@ -24,10 +24,16 @@ RUNS, LENGTH = 16, 256  # of neighbouring coordinates, read of each tensor: a pa
 DISTANCE, COSINE = 0.5, 0.9  # ‖τ‖ / ‖θ0‖ and cos(θ_t, θ0) that no fine-tuning of a large model comes to
 LARGE, UNRELATED = 1 << 20, 0.1  # coordinates; a smaller model may move far, but keeps some of its direction
 MATTERS = re.compile(
-    r"rope_(theta|type)|factor|.*norm.*eps.*|id2label|vocab_size|hidden_act(ivation)?|activation_function"
-    r"|tie_word_embeddings|num_(\w+_)?heads|n_heads?"
+    r"rope_(theta|type)|((low|high)_freq_|attention_|partial_rotary_)?factor|rotary_(pct|emb_base)|rope_local_base_freq"
+    r"|.*norm.*eps.*|id2label|vocab_size|hidden_act(ivation)?|activation(_function)?|feed_forward_proj"
+    r"|tie_word_embeddings|num_(\w+_)?heads|n_heads?|num_experts_per_tok|\w+_logit_softcapping"
 )
 ROTARY = ("rope_parameters", "rope_scaling")
+# The words of a tokenizer by their numbers, in the order of preference where two models have more than one of them
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.json", "vocab.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 
 
 def oddities(
@@ -45,6 +51,8 @@ def oddities(
         if not is_adapter(path):  # those name their base, and are it but for a low rank
             yield from _another_base(pretrained, path, base, model)
             yield from _another_configuration(pretrained, path)
+            yield from _another_vocabulary(pretrained, path)
+    yield from _other_labels(pretrained, [path for path in finetuned if not is_adapter(path)])
     yield from _bases_of_adapters(pretrained, [path for path in finetuned if is_adapter(path)])
     yield from _mostly_averaged(pipeline, base)
 
@@ -96,21 +104,77 @@ def _another_configuration(pretrained: Path, path: Path) -> Iterator[str]:
         )
 
 
+def _another_vocabulary(pretrained: Path, path: Path) -> Iterator[str]:
+    """A line where both have a tokenizer's vocabulary, and a word of both has another number in each."""
+    ours, theirs = (file if file.is_dir() else file.parent for file in (pretrained, path))
+    name = next((n for n in VOCABULARIES if (ours / n).is_file() and (theirs / n).is_file()), None)
+    if name is None or (ours / name).read_bytes() == (theirs / name).read_bytes():
+        return
+    one, two = _words(ours / name), _words(theirs / name)
+    moved = sorted(word for word in one.keys() & two.keys() if one[word] != two[word])
+    if moved or not one.keys() & two.keys():
+        word = f" (as of {moved[0]!r}: {two[moved[0]]} against {one[moved[0]]})" if moved else ""
+        yield (
+            f"{path} has another vocabulary in {name} than {pretrained}{word}; that of {pretrained} is kept, with "
+            "which the weights may not work"
+        )
+
+
+def _words(file: Path) -> dict[str, int]:
+    """The number of every word of a vocabulary; of a binary one nothing but its hash is known."""
+    if file.suffix == ".txt":
+        return {word: number for number, word in enumerate(file.read_text(encoding="utf-8").splitlines())}
+    if file.suffix != ".json":
+        return {file.read_bytes().hex(): 0}
+    found = read_json(file)
+    if file.name == "tokenizer.json":
+        found = found.get("model", {}).get("vocab") if isinstance(found, dict) else None
+    if isinstance(found, list):  # of unigrams, each with its score
+        return {str(one[0] if isinstance(one, list) else one): number for number, one in enumerate(found)}
+    return found if isinstance(found, dict) else {}
+
+
+def _other_labels(pretrained: Path, finetuned: Sequence[Path]) -> Iterator[str]:
+    """A line where models have the same classes in other orders, and P does not name any."""
+    if _settings(read_config(pretrained)).get("id2label"):
+        return
+    named = [(path, labels) for path in finetuned if (labels := _settings(read_config(path)).get("id2label"))]
+    for path, labels in named[1:]:
+        first, known = named[0]
+        if labels != known and sorted(labels.values()) == sorted(known.values()):
+            item = next(item for item in labels if labels[item] != known.get(item))
+            yield (
+                f"{path} has id2label.{item} {labels[item]!r} in config.json and {first} has {known.get(item)!r}; "
+                "expected the same order of the classes"
+            )
+
+
 def _settings(config: Config, where: str = "") -> dict[str, Any]:
     """The settings that matter by their dotted names; those of rotary embeddings as every version has them."""
     found: dict[str, Any] = {f"{where}rope_type": "default"} if "rope_theta" in config else {}
     for key, value in config.items():
         if key in ROTARY:
-            found |= _settings({"rope_type": "default", **_rotary(value)}, where)
+            found |= _rotary(value, where)
         elif isinstance(value, dict) and key != "id2label":
             found |= _settings(value, f"{where}{key}.")
+        elif key == "id2label" and isinstance(value, dict):  # a label that is its number names nothing
+            found |= {where + key: value} if any(f"LABEL_{n}" != label for n, label in value.items()) else {}
         elif MATTERS.fullmatch(key):
             found[where + key] = value
     return found
 
 
-def _rotary(value: Any) -> dict[str, Any]:
-    return {"rope_type" if key == "type" else key: one for key, one in (value or {}).items()}
+def _rotary(value: Any, where: str) -> dict[str, Any]:
+    """The settings of rotary embeddings; of those that layers have by their kinds, the ones of full attention."""
+    value = value or {}
+    if nested := {key: one for key, one in value.items() if isinstance(one, dict)}:
+        value = nested.get("full_attention", {})
+        local = nested.get("sliding_attention", {}).get("rope_theta")
+        value = value | ({} if local is None else {"rope_local_base_freq": local})
+    named = {"rope_type" if key == "type" else key: one for key, one in value.items()}
+    if named.get("rope_type") == "mrope":  # the name that older versions have for the sections
+        named["rope_type"] = "default"
+    return _settings({"rope_type": "default", **named}, where)
 
 
 def _bases_of_adapters(pretrained: Path, adapters: Sequence[Path]) -> Iterator[str]:
@@ -138,7 +202,7 @@ def _names(pretrained: Path) -> set[str]:
 
 def _last(name: str) -> str:
     """The last part of 'owner/name', of a path, or of a snapshot in the cache of a hub; without capitals."""
-    return Path(model_name(Path(name))).name.lower()
+    return Path(model_name(Path(name.replace("\\", "/")))).name.lower()
 
 
 def _mostly_averaged(pipeline: str, base: Mapping[str, Tensor]) -> Iterator[str]:

@@ -89,6 +89,9 @@ def test_a_small_model_may_move_far_and_a_large_one_not(
 
 # --- configurations
 
+LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1.0}  # of Gemma 3, as transformers 5 writes it, and 4
+GEMMA3 = {"rope_theta": 1.0, "rope_local_base_freq": 2.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "key", "values"),
@@ -104,6 +107,21 @@ def test_a_small_model_may_move_far_and_a_large_one_not(
         ({"t": {"num_key_value_heads": 2}}, {"t": {"num_key_value_heads": 1}}, "t.num_key_value_heads", ("1", "2")),
         ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, "tie_word_embeddings", ("False", "True")),
         ({"rope_theta": 1.0}, {"rope_theta": 1.0, "rope_scaling": None, "rope_parameters": None}, "", ()),
+        ({"rope_scaling": {"factor": 1.0}}, {"rope_scaling": {"factor": 1.0, "high_freq_factor": 2.0}}, "", ()),
+        ({"high_freq_factor": 1.0}, {"high_freq_factor": 2.0}, "high_freq_factor", ("2.0", "1.0")),
+        ({"num_experts_per_tok": 1}, {"num_experts_per_tok": 2}, "num_experts_per_tok", ("2", "1")),
+        (
+            {"rope_theta": 1.0, "rope_scaling": {"type": "mrope", "mrope_section": [1]}},
+            {"rope_parameters": {"rope_theta": 1.0, "rope_type": "default", "mrope_section": [1]}},
+            *("", ()),
+        ),
+        (GEMMA3, {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 2.0}}}, "", ()),
+        (
+            GEMMA3,
+            {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}}},
+            *("rope_local_base_freq", ("3.0", "2.0")),
+        ),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {"id2label": {"0": "cat", "1": "dog"}}, "", ()),
         ({"transformers_version": "4"}, {"transformers_version": "5", "vocab_size": 1}, "", ()),
     ],
 )
@@ -119,6 +137,55 @@ def test_a_setting_that_changes_what_weights_compute_is_named_with_both_values(
     assert len(lines) == bool(key)
     assert all(f"{tmp_path / 'a'} has {key} " in line and f"that of {tmp_path / 'p'} is kept" in line for line in lines)
     assert all(value in line for line in lines for value in values)
+
+
+def folders(tmp_path: Path, name: str, *texts: str) -> list[Path]:
+    """Models `0`, `1` … that differ in one text file."""
+    found = [tmp_path / str(number) for number in range(len(texts))]
+    for folder, text in zip(found, texts, strict=True):
+        folder.mkdir()
+        write(folder / "model.safetensors", 0, 8)
+        (folder / name).write_text(text)
+    return found
+
+
+def test_the_same_classes_in_another_order_are_named_where_the_pretrained_model_has_no_names(
+    tmp_path: Path, capsys: Text
+) -> None:
+    labels = ['{"id2label": {"0": "cat", "1": "dog"}}', '{"id2label": {"0": "dog", "1": "cat"}}']
+    base, one, two, three = folders(tmp_path, "config.json", "{}", *labels, '{"id2label": {"0": "spam", "1": "ham"}}')
+    assert merge(base, tmp_path / "same", one, one, three, options=["--strict"]) == 0
+    assert merge(base, tmp_path / "out", one, two) == 0
+    (line,) = warnings(capsys)
+    assert f"{two} has id2label.0 'dog' in config.json and {one} has 'cat'" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs", "more"),
+    [
+        ("vocab.txt", "a\nb\n", "b\na\n", "a\r\nb\r\nc\r\n"),
+        ("vocab.json", '{"a": 0, "b": 1}', '{"a": 1, "b": 0}', '{"b":1,"a":0,"c":2}'),
+        (
+            "tokenizer.json",
+            *('{"model": {"vocab": {"a": 0}}}', '{"model": {"vocab": {"a": 1}}}'),
+            '{"version": "2", "model": {"vocab": {"a": 0, "b": 1}}}',
+        ),
+        (
+            "tokenizer.json",
+            *('{"model": {"vocab": [["a", 0.5], ["b", 0.1]]}}', '{"model": {"vocab": [["b", 0.5], ["a", 0.1]]}}'),
+            '{"model": {"vocab": [["a", 0.5], ["b", 0.2]]}}',
+        ),
+        ("tokenizer.model", "one", "two", "one"),
+    ],
+)
+def test_a_word_that_has_another_number_is_named_and_new_words_are_not_odd(
+    name: str, ours: str, theirs: str, more: str, tmp_path: Path, capsys: Text
+) -> None:
+    base, other, longer = folders(tmp_path, name, ours, theirs, more)
+    assert merge(base, tmp_path / "same", longer, options=["--strict"]) == 0
+    assert merge(base, tmp_path / "out", other) == 0
+    (line,) = warnings(capsys)
+    assert f"{other} has another vocabulary in {name} than {base}" in line
 
 
 # --- adapters
@@ -140,7 +207,9 @@ def test_adapters_of_different_bases_are_named_with_them(models: Path, tmp_path:
     assert f"{two} is an adapter of hub/llama and --pretrained is {models / 'base'}" in against
 
 
-@pytest.mark.parametrize("base", [None, "", "hub/Base", "/elsewhere/base/", "x/models--hub--base/snapshots/0123"])
+@pytest.mark.parametrize(
+    "base", [None, "", "hub/Base", "/elsewhere/base/", "C:\\models\\base", "x/models--hub--base/snapshots/0123"]
+)
 def test_an_adapter_that_names_its_base_in_another_way_is_not_odd(
     base: str | None, models: Path, tmp_path: Path, capsys: Text
 ) -> None:
