@@ -4,7 +4,7 @@
 cache. Nothing here keeps more than one layer of all tasks in memory, and θ0 is never modified.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,11 @@ class Layer(NamedTuple):
 
 def _check_mapping(name: str, model: object) -> None:
     """ValueError saying what to pass in place of what is no mapping of named tensors."""
+    if isinstance(model, dict):
+        wrong = next((key for key, value in model.items() if not isinstance(value, Tensor)), None)
+        if wrong is not None:
+            got = type(model[wrong]).__name__
+            raise ValueError(f"{name}: {wrong!r} is a {got}, expected a tensor: pass the state_dict() itself")
     if isinstance(model, Mapping):
         return
     if isinstance(model, (str, Path)):
@@ -62,9 +67,11 @@ class TaskVectors:
         if isinstance(finetuned, (Mapping, str, Path, nn.Module)):
             got = type(finetuned).__name__
             raise ValueError(f"finetuned: got one {got}, expected a list of models: [A, B], of a single one [A]")
-        if not finetuned:
+        if finetuned is not None and (isinstance(finetuned, Tensor) or not isinstance(finetuned, Iterable)):
+            raise ValueError(f"finetuned: got {type(finetuned).__name__}, expected a list of models: [A, B]")
+        self.pretrained, self.finetuned, self._are_deltas = pretrained, tuple(finetuned or ()), False
+        if not self.finetuned:
             raise ValueError("got no fine-tuned model, expected at least one")
-        self.pretrained, self.finetuned, self._are_deltas = pretrained, tuple(finetuned), False
         for place, model in enumerate(self.finetuned):
             _check_mapping(f"finetuned[{place}]", model)
         self._count = len(self.finetuned)
@@ -190,6 +197,12 @@ class TaskVectors:
         return Layer(name, wide, wide.new_empty((0, *wide.shape)))
 
     def _read(self, name: str, theta0: Tensor, models: list[Tensor]) -> Layer:
+        for model, tensor in zip((self.pretrained, *self.finetuned), (theta0, *models), strict=True):
+            if tensor.dtype.itemsize == 1:  # of eight bits, which have their scales elsewhere
+                raise ValueError(
+                    f"tensor {name!r} of {_where(model)} is {tensor.dtype}; expected 16 bits or more: quantized "
+                    "weights must be converted back first"
+                )
         dtype = torch.promote_types(theta0.dtype, torch.float32)
         start = theta0.to(dtype)
         taus = torch.empty((len(models), *theta0.shape), dtype=dtype, device=theta0.device)
@@ -200,7 +213,9 @@ class TaskVectors:
         return Layer(name, start, taus)
 
     def check_equal(self, name: str, theta0: Tensor) -> None:
-        """ValueError where a buffer differs between the models."""
+        """ValueError where a buffer differs between the models; the number of batches seen may, and P's is kept."""
+        if name.endswith("num_batches_tracked"):
+            return
         for model in () if self._are_deltas else self.finetuned:
             if not torch.equal(model[name], theta0):
                 raise ValueError(

@@ -47,6 +47,11 @@ def test_task_vectors_are_differences_in_float32() -> None:
         ({}, {}, r"finetuned: got one dict, expected a list of models: \[A, B\], of a single one \[A\]"),
         ({}, "ab", r"finetuned: got one str, expected a list of models"),
         ({}, torch.nn.ModuleList([torch.nn.Linear(1, 1)]), r"finetuned: got one ModuleList, expected a list of models"),
+        ({}, 5, r"finetuned: got int, expected a list of models"),
+        ({}, torch.ones(2, 2), r"finetuned: got Tensor, expected a list of models"),
+        ({}, iter(()), r"got no fine-tuned model"),
+        ({"w": torch.ones(1)}, [{"w": [1.0]}], r"finetuned\[0\]: 'w' is a list, expected a tensor"),
+        ({"state_dict": {}}, [{}], r"pretrained: 'state_dict' is a dict, .*pass the state_dict\(\) itself"),
         ({}, [None], r"finetuned\[0\]: got NoneType, expected named tensors"),
     ],
 )
@@ -237,6 +242,44 @@ def test_buffers_that_differ_are_an_error_that_names_both_files(names: tuple[str
     save_tensors(tmp_path / "task1.safetensors", tensors(4))
     with pytest.raises(ValueError, match=r"'steps' is torch\.int64 and differs between a model in memory and .*task1"):
         mean(TaskVectors(tensors(3), [Checkpoint(tmp_path / "task1.safetensors")])).tensors()
+
+
+def test_the_number_of_batches_that_a_normalization_has_seen_may_differ_and_is_that_of_the_pretrained_model() -> None:
+    seen = [{"bn.num_batches_tracked": torch.tensor(count), "w": torch.ones(2)} for count in (3, 4, 5)]
+    assert mean(TaskVectors(seen[0], seen[1:])).tensors()["bn.num_batches_tracked"].item() == 3
+
+
+def test_weights_of_eight_bits_are_refused_by_name() -> None:
+    tuned = {"w": torch.ones(2).to(torch.float8_e4m3fn)}
+    with pytest.raises(ValueError, match=r"tensor 'w' of a model in memory is torch\.float8_e4m3fn; expected 16 bits"):
+        mean(TaskVectors({"w": torch.ones(2)}, [tuned])).tensors()
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "rng", "message"),
+    [
+        ("ties", {"w": torch.ones(2)}, None, r"ties: got dict, expected TaskVectors: pass TaskVectors\(P, \[A, B\]\)"),
+        ("dare", [{}], None, r"dare: got list, expected TaskVectors"),
+        (
+            "ties",
+            vectors([1.0]).map(lambda layer: layer.taus.sum(0)),
+            None,
+            r"got Merged, .*: pass its task_vectors\(\)",
+        ),
+        ("lines", vectors([1.0]), None, r"lines: got TaskVectors, expected Merged: pass what a method that merges"),
+        (
+            "dare",
+            vectors([1.0]),
+            0,
+            r"dare: got rng 0, expected a generator: pass torch\.Generator\(\)\.manual_seed\(0\)",
+        ),
+    ],
+)
+def test_what_is_no_task_vectors_or_generator_is_told_what_to_pass(
+    name: str, state: Any, rng: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        methods.load(name)(state, rng=torch.Generator() if rng is None else rng)
 
 
 def test_a_merge_that_is_not_finite_is_an_error_that_names_the_tensor() -> None:

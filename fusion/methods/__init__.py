@@ -5,7 +5,7 @@ a task); some transform task vectors, to be merged by another (`dare`); some adj
 compose: `methods.ties(methods.dare(taus, rng=rng), rng=rng)`, which a configuration writes `dare + ties`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from typing import Any
@@ -29,9 +29,24 @@ def load(name: str) -> Callable[..., Any]:
 
     @wraps(function)
     def checked(*args: Any, **given: Any) -> Any:
+        _check_types(name, args, given)
         return function(*args, **given | _in_range(name, given))
 
     return checked
+
+
+def _check_types(name: str, args: Sequence[Any], given: Mapping[str, Any]) -> None:
+    """ValueError saying what to pass in place of what is no task vectors (or merged model), or no generator."""
+    wanted = (Merged, TaskModels) if kind(name) == "adjust" else (TaskVectors,)
+    if args and not isinstance(args[0], wanted):
+        how = "TaskVectors(P, [A, B])" if wanted == (TaskVectors,) else "what a method that merges returns"
+        if wanted == (TaskVectors,) and isinstance(args[0], Merged):
+            how = "its task_vectors()"
+        raise ValueError(f"{name}: got {type(args[0]).__name__}, expected {wanted[0].__name__}: pass {how}")
+    if not isinstance(given.get("rng", Generator()), Generator):
+        raise ValueError(
+            f"{name}: got rng {given['rng']!r}, expected a generator: pass torch.Generator().manual_seed(0)"
+        )
 
 
 def _in_range(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
