@@ -38,6 +38,35 @@ def test_a_result_is_current_until_a_setting_an_input_or_its_own_file_is_another
     assert not record.is_current(job(tmp_path, 2))
 
 
+def save(job: Job) -> None:
+    """A stage: output `a` is a folder as of a model, its weights larger than what is hashed whole."""
+    folder = Path(job.output["a"])
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(bytes([job.params["settings"]]) * (record.SMALL + 9))
+    (folder / "facts.json").write_text(str(job.params["settings"]))
+
+
+@pytest.mark.parametrize("file", ["model.bin", "facts.json"])
+def test_a_file_of_another_result_that_has_as_many_bytes_is_noticed(tmp_path: Path, file: str) -> None:
+    jobs = [Job("test_record:save", {}, {"a": str(tmp_path / str(n))}, {"settings": n}) for n in range(2)]
+    for made in jobs:
+        run(made)
+    assert all(map(record.is_current, jobs))
+    shutil.copyfile(tmp_path / "1" / file, tmp_path / "0" / file)
+    assert [record.is_current(made) for made in jobs] == [False, True]
+
+
+def test_what_an_operating_system_leaves_in_a_result_does_not_count_but_a_missing_file_does(tmp_path: Path) -> None:
+    made = Job("test_record:save", {}, {"a": str(tmp_path / "model")}, {"settings": 0})
+    run(made)
+    for name in (".DS_Store", "Thumbs.db", ".snakemake_timestamp"):
+        (tmp_path / "model" / name).write_text("x")
+    assert record.is_current(made)
+    (tmp_path / "model/facts.json").unlink()
+    (tmp_path / "model/other.json").write_text("0")
+    assert not record.is_current(made)
+
+
 def test_a_copied_folder_is_current_and_one_without_a_record_is_not(tmp_path: Path) -> None:
     for number in range(2):
         run(job(tmp_path / "", number))
