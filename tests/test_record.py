@@ -146,6 +146,22 @@ def test_a_folder_of_pictures_tells_every_change_of_its_files(tmp_path: Path, ch
     assert look.look([str(folder)], full)["digest"] != before
 
 
+def test_large_class_folders_renamed_into_one_another_are_seen_where_all_files_have_one_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "FEW", 1)
+    folder = pictures(tmp_path / "pictures")
+    for path in folder.rglob("*.png"):
+        os.utime(path, (0, 0))
+    (folder / "cold/c.png").rename(folder / "cold/a.png")
+    (folder / "warm/deep/b.png").unlink()
+    before = look.look([str(folder)])["digest"]
+    (folder / "warm").rename(folder / "x")
+    (folder / "cold").rename(folder / "warm")
+    (folder / "x").rename(folder / "cold")
+    assert look.look([str(folder)])["digest"] != before
+
+
 def test_what_an_operating_system_leaves_in_a_folder_does_not_count(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures")
     before = look.look([str(folder)])
@@ -194,8 +210,9 @@ def test_files_of_a_python_package_are_watched_without_importing_it() -> None:
     form = {"kind": "table", "text": "a", "label": "b"}
     source = SourceRow.model_validate({"package": "fusion.data", "files": {"all": "rows.py"}, "format": form})
     assert [Path(path).is_file() for path in source.paths()] == [True]
-    gone = SourceRow.model_validate({"package": "no_such_package", "files": {"all": "a"}, "format": form})
-    assert gone.paths() == []
+    gone = SourceRow.model_validate({"package": "no_such_package.data", "files": {"all": "a"}, "format": form})
+    with pytest.raises(ValueError, match="no Python package 'no_such_package'; install it, or add a source"):
+        gone.paths()
 
 
 def test_a_tilde_is_the_home_folder() -> None:
