@@ -2,7 +2,8 @@
 
 A file of at most SMALL bytes counts by its content, and so do the files of a folder of pictures that has FEW files of
 as many bytes in all. Larger ones count by size and the time of the last change, unless a run asks for all contents
-(`hash_sources`). Hidden and system files do not count (`fusion.files`).
+(`hash_sources`); of each folder in a large one the first file counts by its content, so that folders which change their
+names are told apart where all files have one size and time. Hidden and system files do not count (`fusion.files`).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from fusion.artifacts import sha256
 from fusion.files import walk
 
 SMALL = 64 << 20  # bytes, of which reading takes about 0.05 s
+PICTURE = 1 << 20  # bytes
 FEW = 5_000  # files, of which opening takes about 0.2 s
 
 
@@ -56,5 +58,9 @@ def _entries(path: str, full: bool) -> Iterator[str]:
     else:
         raise ValueError(f"no file or folder {path}")
     read = full or (len(files) <= FEW and sum(status.st_size for *_, status in files) <= SMALL)
+    folders: set[str] = set()
     for name, file, status in files:
-        yield f"{name!a} {status.st_size} {sha256(file) if read else status.st_mtime_ns}"
+        folder, slash, _ = name.partition("/")
+        first = slash and folder not in folders and status.st_size <= PICTURE
+        folders.add(folder)
+        yield f"{name!a} {status.st_size} {sha256(file) if read or first else status.st_mtime_ns}"

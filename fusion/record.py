@@ -5,17 +5,21 @@ records; its own identity is the hash of all that. So results tell by themselves
 another machine, and without what Snakemake remembers in `.snakemake`.
 """
 
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fusion import look
-from fusion.artifacts import digest, new_file, read_json, sha256, write_json
+from fusion.artifacts import digest, new_file, read_json, write_json
+from fusion.files import walk
 from fusion.job import Job
 
 VERSION = 1  # of a record: one of another version counts as none
 KEYS = {"made", "content", "commits"}
-SMALL = 1 << 20  # bytes of an output that is hashed: tables, scores, heads
+SMALL = 1 << 20  # bytes of a file of an output that is hashed whole: tables, scores, heads, facts beside weights
+PIECE = 1 << 16  # bytes from the middle of a larger one: two trained models differ there too
 
 
 def place(output: str | Path) -> Path:
@@ -109,11 +113,24 @@ def _params(job: Job) -> dict[str, str]:
 
 
 def _content(output: str | Path) -> str:
-    """What tells an output that was cut short or exchanged: of a small file its hash, else the bytes of its files."""
+    """What tells an output that was cut short or exchanged: the names, sizes and hashes of its files.
+
+    What an operating system leaves in a folder does not count.
+    """
     path = Path(output)
     if path.is_dir():
-        return str(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
-    return sha256(path) if path.stat().st_size <= SMALL else str(path.stat().st_size)
+        return digest([(found.path, _hash(found.entry.path)) for found in walk(path) if found.kind == "file"])
+    return _hash(path)
+
+
+def _hash(path: str | Path) -> str:
+    """The hash of a file, of a large one that of its size and a piece."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= SMALL:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(size // 2)
+        return f"{size} {hashlib.sha256(file.read(PIECE)).hexdigest()}"
 
 
 def _list(paths: Any) -> list[str]:

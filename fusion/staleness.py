@@ -7,6 +7,7 @@ Snakemake remembers parameters and inputs in `.snakemake` and compares times. He
 from functools import cache, partial
 from typing import Any
 
+from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 from snakemake.persistence import PersistenceBase
 from snakemake.settings.enums import RerunTrigger
@@ -20,8 +21,17 @@ identity = cache(record.identity)  # nothing is made while a run is planned
 
 
 def is_stale(job: Any) -> bool:
-    """Whether a result of the job that is there was made from something else than it would be now."""
-    return has_stage(job) and not record.is_current(payload(job), identity)
+    """Whether a result of the job that is there was made from something else than it would be now.
+
+    WorkflowError where it was, and the sources that it would be made from are gone.
+    """
+    if not has_stage(job) or record.is_current(found := payload(job), identity):
+        return False
+    if gone := found.params.get("sources", {}).get("gone"):
+        raise WorkflowError(
+            f"{gone}; what was prepared from it is damaged, or not as it would be prepared now: put the source back"
+        )
+    return True
 
 
 def decide_by_records() -> None:

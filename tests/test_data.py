@@ -160,6 +160,13 @@ def test_lines_are_read_by_their_pattern_and_one_that_does_not_match_is_an_error
         read(task, {})
 
 
+@pytest.mark.parametrize("pattern", [r"((?P<label>\w+)\t)?(?P<text>.*)", r"(?P<text>\w)\w*(\t(?P<label>.*))?"])
+def test_a_line_without_a_text_or_label_is_an_error_where_the_pattern_lets_it_pass(data: Path, pattern: str) -> None:
+    (data / "a.txt").write_text("r\tone\ntwo\n")
+    with pytest.raises(ValueError, match=r"a\.txt line 2: 'two' has no label in "):
+        read(TaskRow(**row({"all": "a.txt"}, {"kind": "lines", "pattern": pattern})), {})
+
+
 def test_a_table_skips_rows_below_its_header_and_takes_quotes_as_text_if_told(data: Path) -> None:
     form = {**TABLE, "sep": "\t", "skip_rows": 2, "quoted": False}
     (data / "a.tsv").write_text('label\ttext\nd\tstring\nclass\t\n\nr\t"so\nb\tsaid" he\n')
@@ -390,6 +397,7 @@ def test_a_label_that_is_not_a_number_is_missing_and_one_without_a_name_is_an_er
         (b'{"text": "a", "label": "r"}\n{"text": "b"}', r"line 2: column 'label' is empty \(1 line\)"),
         (b'{"text": "\\ud800", "label": "r"}', r"line 1: column 'text' has '\\ud800', expected text"),
         (b'{"text": "\xe9", "label": "r"}', r"is not utf-8"),
+        (b'{"text": "a", "label": "r", "text": "b"}', r"line 1: .* the keys \['text'\] are there more than once"),
     ],
 )
 def test_a_broken_line_of_json_is_named_by_its_number(data: Path, content: bytes, error: str) -> None:

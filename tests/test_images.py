@@ -262,6 +262,43 @@ def test_names_of_a_hub_that_are_the_keys_in_part_are_an_error_with_both_lists(
         read(strings, {})
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind", "error"),
+    [
+        ([0, None], Value("int64"), r"train row 1: column 'label' is empty \(1 row"),
+        (["warm", None], Value("string"), r"train row 1: column 'label' is empty"),
+        ([0.0, float("nan")], Value("float64"), r"train row 1: column 'label' is empty"),
+        ([0.0, 1.7], Value("float64"), r"train row 1: column 'label' has 1\.7, expected a number below 2"),
+        ([0, -1], ClassLabel(names=["warm", "cold"]), r"train row 1: column 'label' has -1, expected a number below 2"),
+        ([[0], [1]], [Value("int64")], r"train row 0, 1: column 'label' has \[0\], expected a number below 2"),
+    ],
+)
+def test_a_label_of_a_picture_that_is_none_is_named_by_its_row(
+    tmp_path: Path, labels: list[Any], kind: Any, error: str
+) -> None:
+    task = labelled(tmp_path / "a", labels, kind, {"warm": "w", "cold": "c"})
+    with pytest.raises(ValueError, match=error):
+        read(task, {})
+
+
+@pytest.mark.parametrize(
+    ("pictures", "kind", "error"),
+    [
+        ([{"bytes": encoded(GREY[0]), "path": None}, None], Image(), r"train row 1: column 'image' is empty"),
+        (["no.png", "no.png"], Value("string"), r"picture .*train row 0 \(no.png\) cannot be read: No such file"),
+        ([1, 2], Value("int64"), r"column 'image' holds Value\('int64'\), expected pictures; name another column"),
+    ],
+)
+def test_what_is_no_picture_of_a_hub_is_an_error_that_says_where(
+    tmp_path: Path, pictures: list[Any], kind: Any, error: str
+) -> None:
+    task = labelled(tmp_path / "a", [0, 1], Value("int64"), {"warm": "w", "cold": "c"})
+    features = Features({"image": kind, "label": Value("int64")})
+    Dataset.from_dict({"image": pictures, "label": [0, 1]}, features=features).to_parquet(tmp_path / "a/train.parquet")
+    with pytest.raises(ValueError, match=error):
+        read(task, {})
+
+
 def cached(home: Path, commit: str, seed: int) -> None:
     """Writes the data set me/pets at a commit as the library's own code writes it to its cache."""
     files = {}

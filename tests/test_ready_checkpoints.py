@@ -105,3 +105,24 @@ def test_only_what_nobody_fine_tuned_is_fine_tuned(tmp_path: Path) -> None:
     assert run.returncode == 0, run.output
     assert run.rules["take_finetuned"] == run.rules["finetune_task"] == len(tiny.TASKS)
     assert {wildcards["mode"] for rule, wildcards in run.jobs if rule == "finetune_task"} == {"lora"}
+
+
+@pytest.mark.slow
+def test_checkpoints_are_taken_for_just_the_backbones_and_modes_of_their_rows_whatever_their_names(
+    tmp_path: Path,
+) -> None:
+    places = [("a+b", "full"), ("tiny", "whole")]
+    models = {task: {"hub": f"somebody/{task}"} for task in tiny.TASKS}
+    define = {
+        "checkpoints": {f"of_{mode}": {"backbone": name, "mode": mode, "models": models} for name, mode in places},
+        "backbones": {"a+b": tiny.backbone_row(tmp_path)},
+        "modes": {"whole": {}},
+    }
+    changes = {"define": define, "checkpoints": ["of_full", "of_whole"], "modes": ["full", "whole"]} | {
+        "finetune": {"lr": 1e-3}
+    }
+    run = tiny.snakemake(tmp_path, "-n", backbones=["a+b", "tiny"], **changes)
+    assert run.returncode == 0, run.output
+    taken = {(found["backbone"], found["mode"]) for rule, found in run.jobs if rule == "take_finetuned"}
+    assert taken == set(places)
+    assert run.rules["take_finetuned"] == run.rules["finetune_task"] == 2 * len(tiny.TASKS)

@@ -38,6 +38,35 @@ def test_a_result_is_current_until_a_setting_an_input_or_its_own_file_is_another
     assert not record.is_current(job(tmp_path, 2))
 
 
+def save(job: Job) -> None:
+    """A stage: output `a` is a folder as of a model, its weights larger than what is hashed whole."""
+    folder = Path(job.output["a"])
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(bytes([job.params["settings"]]) * (record.SMALL + 9))
+    (folder / "facts.json").write_text(str(job.params["settings"]))
+
+
+@pytest.mark.parametrize("file", ["model.bin", "facts.json"])
+def test_a_file_of_another_result_that_has_as_many_bytes_is_noticed(tmp_path: Path, file: str) -> None:
+    jobs = [Job("test_record:save", {}, {"a": str(tmp_path / str(n))}, {"settings": n}) for n in range(2)]
+    for made in jobs:
+        run(made)
+    assert all(map(record.is_current, jobs))
+    shutil.copyfile(tmp_path / "1" / file, tmp_path / "0" / file)
+    assert [record.is_current(made) for made in jobs] == [False, True]
+
+
+def test_what_an_operating_system_leaves_in_a_result_does_not_count_but_a_missing_file_does(tmp_path: Path) -> None:
+    made = Job("test_record:save", {}, {"a": str(tmp_path / "model")}, {"settings": 0})
+    run(made)
+    for name in (".DS_Store", "Thumbs.db", ".snakemake_timestamp"):
+        (tmp_path / "model" / name).write_text("x")
+    assert record.is_current(made)
+    (tmp_path / "model/facts.json").unlink()
+    (tmp_path / "model/other.json").write_text("0")
+    assert not record.is_current(made)
+
+
 def test_a_copied_folder_is_current_and_one_without_a_record_is_not(tmp_path: Path) -> None:
     for number in range(2):
         run(job(tmp_path / "", number))
@@ -117,6 +146,22 @@ def test_a_folder_of_pictures_tells_every_change_of_its_files(tmp_path: Path, ch
     assert look.look([str(folder)], full)["digest"] != before
 
 
+def test_large_class_folders_renamed_into_one_another_are_seen_where_all_files_have_one_size_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "FEW", 1)
+    folder = pictures(tmp_path / "pictures")
+    for path in folder.rglob("*.png"):
+        os.utime(path, (0, 0))
+    (folder / "cold/c.png").rename(folder / "cold/a.png")
+    (folder / "warm/deep/b.png").unlink()
+    before = look.look([str(folder)])["digest"]
+    (folder / "warm").rename(folder / "x")
+    (folder / "cold").rename(folder / "warm")
+    (folder / "x").rename(folder / "cold")
+    assert look.look([str(folder)])["digest"] != before
+
+
 def test_what_an_operating_system_leaves_in_a_folder_does_not_count(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures")
     before = look.look([str(folder)])
@@ -165,8 +210,9 @@ def test_files_of_a_python_package_are_watched_without_importing_it() -> None:
     form = {"kind": "table", "text": "a", "label": "b"}
     source = SourceRow.model_validate({"package": "fusion.data", "files": {"all": "rows.py"}, "format": form})
     assert [Path(path).is_file() for path in source.paths()] == [True]
-    gone = SourceRow.model_validate({"package": "no_such_package", "files": {"all": "a"}, "format": form})
-    assert gone.paths() == []
+    gone = SourceRow.model_validate({"package": "no_such_package.data", "files": {"all": "a"}, "format": form})
+    with pytest.raises(ValueError, match="no Python package 'no_such_package'; install it, or add a source"):
+        gone.paths()
 
 
 def test_a_tilde_is_the_home_folder() -> None:

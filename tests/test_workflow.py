@@ -159,6 +159,27 @@ def test_sources_may_go_once_they_are_prepared(done: Path) -> None:
     assert not run.rules
 
 
+def test_a_prepared_task_that_is_damaged_is_no_source_once_its_own_is_gone(done: Path) -> None:
+    (info,) = done.glob("results/shared/data/food-*/info.json")
+    content = info.read_bytes()
+    info.write_bytes(b"")
+    (done / "data/food.txt").rename(done / "away")
+    tiny.write_config(done)
+    run = waiting.run(tiny.command(done, "-n"), env=tiny.environment(), cwd=done)
+    (done / "away").rename(done / "data/food.txt")
+    info.write_bytes(content)
+    error = r"task 'food' .*no file or folder \S+food.txt; what was prepared from it is damaged"
+    assert run.returncode != 0 and re.search(error, run.stdout), run.stdout
+
+
+def test_a_source_with_braces_in_its_name_is_read_and_results_of_another_do_not_stand_for_it(done: Path) -> None:
+    shutil.copytree(done / "data", done / "da{ta}")
+    row = {"food": {"sources": [tiny.task_row(done, "food")["sources"][0] | {"folder": str(done / "da{ta}")}]}}
+    run = tiny.snakemake(done, "-n", define={"tasks": row})
+    shutil.rmtree(done / "da{ta}")
+    assert run.returncode == 0 and run.rules["prepare_task"] == 1, run.output
+
+
 def test_a_source_of_other_content_is_seen_whatever_its_time(done: Path) -> None:
     path = done / "data/food.txt"
     content, times = path.read_bytes(), path.stat()

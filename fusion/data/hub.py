@@ -1,7 +1,7 @@
 """Data sets of a hub, at a pinned revision, offline where the hub's cache has them; labels that have names."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from fusion.data.images import Stored, same_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+ENCODED = {"binary", "large_binary", "string", "large_string"}  # columns of a picture's bytes, or of its path
 
 
 def open_split(path: str, config: str | None, revision: str | None, split: str) -> tuple["Dataset", str | None]:
@@ -82,12 +84,15 @@ def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]
 def _pictures(data: "Dataset", name: str, form: HubFormat, names: Sequence[str]) -> Iterator[tuple[Stored, str]]:
     from datasets import Image
 
+    kind = data.features[form.column]
+    if not isinstance(kind, Image | Mapping) and getattr(kind, "dtype", "") not in ENCODED:
+        raise ValueError(
+            f"{name}: column {form.column!r} holds {kind}, expected pictures; name another column (config/tasks.yaml)"
+        )
     pictures = data.select_columns(form.column).cast_column(form.column, Image(decode=False))
-    for number, label in enumerate(data[form.label]):
-        if not isinstance(label, str) and not 0 <= int(label) < len(names):
-            raise ValueError(f"{name}: label {label} of {len(names)} classes; check `classes` (config/tasks.yaml)")
-        picture = _stored(pictures, form.column, f"{name} row {number}", number)
-        yield picture, label if isinstance(label, str) else names[int(label)]
+    labels = Cells(form.label, list(data[form.label]))
+    for number, label in enumerate(classes_of(labels, name, names)):
+        yield _stored(pictures, form.column, f"{name} row {number}", number), label
 
 
 class Cells(NamedTuple):
@@ -114,15 +119,24 @@ def labelled(texts: Cells, labels: Cells, name: str, names: Sequence[str] = ()) 
 
     names: the classes of the labels that are whole numbers; without them, labels are what they are written as.
     """
-    for cells in (texts, labels):
-        cells.refuse([i for i, value in enumerate(cells.values) if value is None or value != value], "is empty", name)
+    texts.refuse(_empty(texts), "is empty", name)
     if other := [i for i, text in enumerate(texts.values) if not _is_text(text)]:
         texts.refuse(other, f"has {repr(texts.values[other[0]])[:80]}, expected text", name)
+    return list(zip(texts.values, classes_of(labels, name, names), strict=True))
+
+
+def classes_of(labels: Cells, name: str, names: Sequence[str]) -> list[str]:
+    """The class of every label, as `labelled` says; ValueError that says where a label is none."""
+    labels.refuse(_empty(labels), "is empty", name)
     classes = [_written(label, names) for label in labels.values]
     if other := [i for i, label in enumerate(classes) if label is None]:
-        wanted = f"a number below {len(names)}, that of its names," if names else "a number, true or false,"
+        wanted = f"a number below {len(names)}, that of a class," if names else "a number, true or false,"
         labels.refuse(other, f"has {repr(labels.values[other[0]])[:80]}, expected {wanted} or text", name)
-    return [(text, str(label)) for text, label in zip(texts.values, classes, strict=True)]
+    return [str(label) for label in classes]
+
+
+def _empty(cells: Cells) -> list[int]:
+    return [i for i, value in enumerate(cells.values) if value is None or value != value]
 
 
 def _is_text(value: Any) -> bool:
@@ -176,9 +190,15 @@ def _folded(name: str) -> str:
 
 
 def _stored(pictures: Any, column: str, name: str, number: int) -> Stored:
-    """A picture that is called by its row, and its file where it has one."""
-    path = pictures[number][column]["path"]
-    return Stored.at(partial(_content, pictures, column, number), name + (f" ({path})" if path else ""))
+    """A picture that is called by its row, and its file where it has one; ValueError where there is none."""
+    image = pictures[number][column]
+    if image is None:
+        raise ValueError(f"{name}: column {column!r} is empty; remove the row there (config/tasks.yaml)")
+    full = name + (f" ({image['path']})" if image["path"] else "")
+    try:
+        return Stored.at(partial(_content, pictures, column, number), full)
+    except OSError as error:
+        raise ValueError(f"picture {full} cannot be read: {error.strerror}; replace or remove it") from error
 
 
 def _content(pictures: Any, column: str, number: int) -> bytes:

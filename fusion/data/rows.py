@@ -70,11 +70,14 @@ class SourceRow(Row):
         return str(self.archive or self.folder or self.package or self.hub)
 
     def paths(self) -> list[str]:
-        """The local files and folders that are read; none of an archive, or of a data set that only a hub has."""
+        """The local files and folders that are read; none of an archive, or of a data set that only a hub has.
+
+        ValueError where the Python package is not installed.
+        """
         if self.hub is not None:
             return [self.hub] if Path(self.hub).is_dir() else []
         if self.package is not None:
-            return [str(path / file) for path in package_folder(self.package) for file in self.files.values()]
+            return [str(package_folder(self.package) / file) for file in self.files.values()]
         if self.folder is None:
             return []
         if isinstance(self.format, FolderFormat):
@@ -87,11 +90,14 @@ class SourceRow(Row):
         return hub_ref("datasets", self.hub, self.revision)
 
 
-def package_folder(package: str) -> list[Path]:
-    """The folder of a Python package, which is not imported; none where it is not installed."""
+def package_folder(package: str) -> Path:
+    """The folder of a Python package, which is not imported; ValueError where it is not installed."""
     root, *rest = package.split(".")
     spec = find_spec(root)
-    return [Path(place, *rest) for place in (spec.submodule_search_locations or ())][:1] if spec else []
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    for folder in folders:
+        return Path(folder, *rest)
+    raise ValueError(f"no Python package {root!r}; install it, or add a source (config/tasks.yaml)")
 
 
 class TaskRow(Row):

@@ -141,6 +141,10 @@ def _lines(content: str, form: LinesFormat, name: str) -> list[tuple[str, str]]:
         match = re.match(form.pattern, line)
         if match is None:
             raise ValueError(f"{name} line {number}: {line[:80]!r} does not match {form.pattern!r}")
+        if missing := [group for group in ("label", "text") if match[group] is None]:
+            raise ValueError(
+                f"{name} line {number}: {line[:80]!r} has no {' and no '.join(missing)} in {form.pattern!r}"
+            )
         rows.append((match["text"], match["label"]))
     return rows
 
@@ -170,7 +174,7 @@ def _json_lines(content: str, form: JsonLinesFormat, name: str) -> list[tuple[st
         if not line.strip():
             continue
         try:
-            rows[number] = json.loads(line)
+            rows[number] = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} line {number}: {line[:80]!r} is no JSON: {error}; expected one object") from error
         if not isinstance(rows[number], dict):
@@ -182,6 +186,14 @@ def _json_lines(content: str, form: JsonLinesFormat, name: str) -> list[tuple[st
         hub.Cells(column, [row.get(column) for row in rows.values()], list(rows)) for column in (form.text, form.label)
     )
     return hub.labelled(texts, labels, name)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a key is there twice, of which Python would take the last."""
+    found = dict(pairs)
+    if twice := sorted({key for key, _ in pairs if len(found) < len(pairs) and [k for k, _ in pairs].count(key) > 1}):
+        raise ValueError(f"the keys {twice} are there more than once")
+    return found
 
 
 def _parquet(

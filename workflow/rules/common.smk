@@ -1,3 +1,4 @@
+import re
 from functools import cache
 
 from fusion import look, record
@@ -57,9 +58,11 @@ def first_source(row, find, made):
     try:
         return find(row)
     except ValueError:
-        if record.sources(made) is None:
+        if not (kept := record.sources(made)) or not kept["paths"]:
             raise
-        return next(source for source in row.sources if source.folder is not None)
+        folders = [source for source in row.sources if source.folder is not None]
+        read = [source for source in folders if kept["paths"][0].startswith(f"{source.folder}/")]
+        return (read or folders)[0]
 
 
 @cache
@@ -92,7 +95,7 @@ def checkpoint_files(backbone, mode, task):
 
 
 def looked(source, made, what):
-    """What the files hold. Where they are gone, what they held when `made` was made from them; else an error."""
+    """What the files hold. Where they are `gone`, what they held when `made` was made from them; else an error."""
     try:
         found = source()
         refs = [str(ref) for ref in [found.ref()] if ref]
@@ -101,7 +104,13 @@ def looked(source, made, what):
         kept = record.sources(made) if made else None
         if kept is None:
             raise ValueError(f"{what}: {error}; its sources must be there until it is prepared") from error
-        return kept
+        return kept | {"gone": f"{what}: {error}"}
+
+
+def source_files(seen):
+    """Source files as inputs: none that are gone, or Snakemake would take what was made from them for a source; and
+    none with braces, which it takes for wildcards. Records alone decide what is stale."""
+    return [path for path in seen["paths"] if "gone" not in seen and not set("{}") & set(path)]
 
 
 def check_sources():
@@ -121,7 +130,9 @@ def said_of_sources():
     seen = {name: (task_files(name), data(name)) for name in tasks}
     seen |= {name: (pretrained_files(name), pretrained(name)) for name in PLAN.config.backbones}
     for name, (found, made) in seen.items():
-        if found["files"]:
+        if "gone" in found:
+            yield f"{name}: its sources are not there any more; it was prepared from {found['files']:,} files before"
+        elif found["files"]:
             yield f"{name}: looked at {found['files']:,} source files, {record.new_files(made, found):,} new or changed"
 
 
@@ -168,6 +179,12 @@ def init(wildcards):
 
 def finetuned(backbone, mode, task, seed):
     return f"{RUN}/finetuned/{backbone}/{mode}/{task}/seed{seed}"
+
+
+def taken_backbone():
+    """What the wildcard is where a backbone and mode have a row of checkpoints; the names may be any."""
+    places = "|".join(re.escape(f"{row.backbone}/{row.mode}/") for row in TAKEN)
+    return f"(?={places})[^/]+" if TAKEN else "none"
 
 
 def multitask(backbone, mode, suite, seed):

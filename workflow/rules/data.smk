@@ -23,7 +23,7 @@ rule fetch_archive:
 rule prepare_task:
     input:
         archives=lambda w: [archive(name) for name in task_settings(w.task)["archives"]],
-        files=lambda w: task_files(w.task)["paths"],
+        files=lambda w: source_files(task_files(w.task)),
     output:
         data=directory(f"{SHARED}/data/{{task}}-{{version}}"),
     log:
@@ -70,7 +70,7 @@ rule corrupt_task:
 rule prepare_backbone:
     input:
         archive=lambda w: [archive(name) for name in [pretrained_settings(w.backbone)["source"]["archive"]] if name],
-        files=lambda w: pretrained_files(w.backbone)["paths"],
+        files=lambda w: source_files(pretrained_files(w.backbone)),
     output:
         model=directory(f"{SHARED}/pretrained/{{backbone}}-{{version}}"),
     log:

@@ -80,7 +80,7 @@ ruleorder: take_finetuned > finetune_task
 rule take_finetuned:
     input:
         model=lambda w: pretrained(w.backbone),
-        files=lambda w: checkpoint_files(w.backbone, w.mode, w.task)["paths"],
+        files=lambda w: source_files(checkpoint_files(w.backbone, w.mode, w.task)),
     output:
         model=directory(f"{RUN}/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}"),
     log:
@@ -88,8 +88,7 @@ rule take_finetuned:
     benchmark:
         f"{RUN}/benchmarks/finetuned/{{backbone}}/{{mode}}/{{task}}/seed{{seed}}.tsv"
     wildcard_constraints:
-        backbone="|".join(row.backbone for row in TAKEN) or "none",
-        mode="|".join(row.mode for row in TAKEN) or "none",
+        backbone=taken_backbone(),
     conda:
         "../envs/stage.yml"
     resources:
