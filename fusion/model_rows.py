@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from fusion.files import is_system
 from fusion.rows import LocalPath, Row, first_error, hub_ref
 
 
@@ -36,15 +37,15 @@ class WeightsSource(Row):
         return self.archive is not None or self.folder is None or Path(self.folder).is_dir()
 
     def paths(self) -> list[str]:
-        """The local files of the model and of a text tower in its subfolder `text`, no hidden ones; none of other
-        sources."""
+        """The local files of the model and of a text tower in its subfolder `text`, no hidden or system files; none
+        of other sources."""
         if self.hub is not None and Path(self.hub).is_dir():
             return [self.hub]
         if self.archive is not None or self.folder is None:
             return []
         folder = Path(self.folder)
         files = (path for path in (*folder.iterdir(), *folder.glob("text/*")) if path.is_file())
-        return sorted(str(path) for path in files if not path.name.startswith("."))
+        return sorted(str(path) for path in files if not is_system(path.name))
 
     def ref(self) -> Path | None:
         """The file in the hub's cache that says which commit is read; None where the row itself says so."""

@@ -17,8 +17,10 @@ def absent(config: Mapping[str, Any], base: Mapping[str, Tensor], adapted: Colle
     having = {name.removesuffix(".weight") for name in adapted}
     modules = [name.removesuffix(".weight") for name in base if name.endswith(".weight") and len(shape(base, name)) > 1]
     targets = config.get("target_modules")
-    find = _of_expression if isinstance(targets, str) else _of_list
-    lacking = find(targets or [], modules, having, config)
+    if isinstance(targets, str):
+        lacking = _of_expression(targets, modules, having, config)
+    else:
+        lacking = _of_list(targets or [], modules, having, config)
     saved = [f".{module}." for module in config.get("modules_to_save") or []]
     unsaved = [n for n in base if n not in adapted and is_float(base, n) and any(part in f".{n}" for part in saved)]
     return {"target_modules": list(dict.fromkeys(lacking)), "modules_to_save": unsaved}
