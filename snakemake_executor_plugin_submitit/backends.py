@@ -22,12 +22,19 @@ PYTHON = f'sh -c \'trap "" USR2; exec "$@"\' sh {shlex.quote(sys.executable)}'
 RETRY = 2.0  # seconds between two attempts to reach SLURM
 
 
+class Full(ValueError):
+    """The scheduler has as many jobs as it may have, in its own words."""
+
+
 class Backend(Protocol):
     """What the executor needs of a place that runs jobs."""
 
     largest_array: int
     longest_poll: float  # seconds
     bundles: bool  # whether jobs that are short share one process
+    canceller: str  # the program that cancels a job by its id
+    is_slow: bool  # whether a job may be over, or its files there, long before that is seen
+    tell: Callable[[str], None]  # what is told, in its words, that the scheduler does not answer; of an answer, ""
 
     def room(self, gpus: int) -> bool:
         """Whether a job that asks for so many GPUs can be submitted now; ValueError if it never can."""
@@ -38,19 +45,26 @@ class Backend(Protocol):
         ...
 
     def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
-        """The id of one job, or of the array of several; ValueError in the scheduler's own words if it refuses."""
+        """The id of one job, or of the array of several; ValueError in the scheduler's own words if it refuses.
+
+        Full if it refuses for now.
+        """
         ...
 
-    def states(self, ids: Iterable[str]) -> Mapping[str, State] | None:
-        """The states of those jobs that are known; None while the scheduler does not answer."""
+    def states(self, ids: Iterable[str]) -> Mapping[str, State]:
+        """The states of those jobs that are known. Raises NoAnswer."""
+        ...
+
+    def named(self, name: str) -> Mapping[str, State]:
+        """The states of what was submitted under that name, or those with commas between. Raises NoAnswer."""
+        ...
+
+    def in_queue(self) -> int:
+        """How many jobs this user has, of any name. Raises NoAnswer."""
         ...
 
     def cancel(self, ids: Iterable[str]) -> bool:
         """Cancels jobs that are not over yet; whether that is certain."""
-        ...
-
-    def cancel_named(self, name: str) -> bool:
-        """Cancels what was submitted under that name, if anything was; whether that is certain by now."""
         ...
 
     def stop(self) -> None:
@@ -59,11 +73,13 @@ class Backend(Protocol):
 
 
 class Slurm:
-    """SLURM by sbatch, squeue and scancel."""
+    """SLURM by sbatch, squeue and scancel. OSError where they are not there."""
 
-    bundles, longest_poll = True, 60.0
+    bundles, longest_poll, is_slow, canceller = True, 60.0, True, "scancel"
 
     def __init__(self, signal_delay: int, max_timeouts: int) -> None:
+        slurm.require_programs()
+        self.tell: Callable[[str], None] = lambda words: None
         self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
         self._stopped = Event()
         self.largest_array = slurm.largest_array()
@@ -87,20 +103,21 @@ class Slurm:
             try:
                 with executor.batch():
                     jobs = [executor.submit(function) for function in functions]
+                self.tell("")
                 return jobs[0].job_id.partition("_")[0]
             except (FailedJobError, FailedSubmissionError) as error:
+                words = slurm.refusal(error)
                 if not slurm.NOT_NOW.search(str(error)):
-                    raise ValueError(slurm.refusal(error)) from error
-            while not self.cancel_named(name):
+                    raise (Full if slurm.is_full(words) else ValueError)(words) from error
+            self.tell(words)
+            while not cancel_named(self, name):
                 self._wait()
             self._wait()
 
     states = staticmethod(slurm.states)
+    named = staticmethod(slurm.named)
+    in_queue = staticmethod(slurm.in_queue)
     cancel = staticmethod(slurm.cancel)
-
-    def cancel_named(self, name: str) -> bool:
-        ids = slurm.named(name)
-        return ids is not None and self.cancel(ids)
 
     def stop(self) -> None:
         """Lets no attempt to submit go on."""
@@ -114,12 +131,14 @@ class Slurm:
 class Local:
     """Processes of this machine, each with GPUs of its own."""
 
-    bundles, largest_array, longest_poll = False, 1, 1.0  # looking at processes costs nothing
+    bundles, largest_array, is_slow, canceller = False, 1, False, "kill"
+    longest_poll = 1.0  # looking at processes costs nothing
 
     def __init__(self, signal_delay: int, max_timeouts: int, devices: str) -> None:
         self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
         self.devices = [int(one) for one in devices.split(",") if one.strip()] if devices else visible_devices()
         self._taken: dict[str, list[int]] = {}  # by job id
+        self.tell: Callable[[str], None] = lambda words: None
 
     def room(self, gpus: int) -> bool:
         """Whether so many GPUs are free. ValueError if there are not so many at all."""
@@ -157,11 +176,16 @@ class Local:
             process.kill()
         return True
 
-    def cancel_named(self, name: str) -> bool:
-        for process in psutil.process_iter(["cmdline"]):
-            if any(f"/{name}" in word for word in process.info["cmdline"] or ()):
-                self.cancel([str(process.pid)])
-        return True
+    def named(self, name: str) -> Mapping[str, State]:
+        """The processes that were started from a folder of that name."""
+        processes = psutil.process_iter(["cmdline"])
+        words = [f"/{one}" for one in name.split(",")]
+        found = (one for one in processes if any(w in said for said in one.info["cmdline"] or () for w in words))
+        return {str(process.pid): State("RUNNING", "") for process in found}
+
+    def in_queue(self) -> int:
+        """None: a process is started, or it is not."""
+        return 0
 
     def take_up(self, identifier: str) -> None:
         """Counts the GPUs of a job that a process before this one started."""
@@ -175,6 +199,15 @@ class Local:
         self._taken = {one: devices for one, devices in self._taken.items() if _runs(one)}
         taken = {device for devices in self._taken.values() for device in devices}
         return [device for device in self.devices if device not in taken]
+
+
+def cancel_named(backend: Backend, name: str) -> bool:
+    """Cancels what was submitted under that name, if anything was; whether that is certain by now."""
+    try:
+        ids = [one for one, state in backend.named(name).items() if not state.end]
+    except slurm.NoAnswer:
+        return False
+    return backend.cancel(ids)
 
 
 def visible_devices() -> list[int]:

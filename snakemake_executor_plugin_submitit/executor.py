@@ -1,15 +1,13 @@
 """Snakemake's remote executor by submitit: batches of ready jobs in, one poll for all of them, results out."""
 
 import asyncio
-import json
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
 from snakemake.benchmark import BenchmarkRecord, write_benchmark_records
@@ -19,15 +17,21 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 from snakemake_executor_plugin_forkserver.progress import Progress
 from snakemake_executor_plugin_forkserver.report import describe, has_stage, tail
 
+from . import batches, outcome
+from .batches import Submitted
+from .life import Patience
+from .outcome import Damaged, Outcome
 from .settings import ExecutorSettings, common_settings
-from .slurm import State
-from .submissions import Submissions, Submitted
+from .slurm import NoAnswer, State
+from .submissions import Submissions
+from .voice import Voice
+from .whole import is_whole, set_aside
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
 LOOK = 0.3  # seconds between two looks at the results, which are files, at least
 IDLE, LONGEST = 30, 3.0  # times as long as looking took, where that is longer, and at most so many seconds
-SURE = 2  # polls in a row that must find a job gone before it counts as lost: its result may still be on the way
+LOCAL = 2.0  # seconds after which a file of this machine is seen
 
 
 class Executor(RemoteExecutor):
@@ -42,9 +46,16 @@ class Executor(RemoteExecutor):
 
     def __post_init__(self) -> None:
         self._settings: ExecutorSettings = self.workflow.executor_settings
+        self.voice = Voice(self.logger, self.workflow.output_settings.quiet, self._settings.report)
+        self._own_job = os.environ.get("SLURM_JOB_ID", "")  # submitting forgets it
         self._submissions = Submissions(self, self._settings)
-        self._progress = Progress(Counter(job.rule.name for job in self.dag.needrun_jobs()))
+        latency, long = float(self.workflow.execution_settings.latency_wait), self._settings.patience
+        self._patience = Patience(latency, long) if self._submissions.backend.is_slow else Patience(LOCAL, LOCAL)
+        needed = list(self.dag.needrun_jobs())
+        self._progress = Progress(Counter(job.rule.name for job in needed))
+        self._states: Mapping[str, State] = {}
         self._polled = 0.0
+        self._submissions.begin({batches.key(job) for job in needed})
         self._is_ready = True
 
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,7 +66,7 @@ class Executor(RemoteExecutor):
         """Takes up the jobs that are submitted already, and submits the others: those with equal needs together."""
         if current_thread() is main_thread():
             # Snakemake would let running jobs end, which may take days: SIGTERM is to be as prompt as Ctrl-C
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, self._terminate)
         fresh = []
         for job in jobs:
             self.run_job_pre(job)
@@ -75,11 +86,13 @@ class Executor(RemoteExecutor):
 
     def refuse(self, job: Any, why: str) -> None:
         """The job was not submitted and has failed."""
-        self.report_job_error(SubmittedJobInfo(job), msg=f"{describe(job)} was not submitted: {why}\n")
+        self.voice.fail(f"{describe(job)} was not submitted: {why}")
+        self.report_job_error(SubmittedJobInfo(job))
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """Cancels everything that was submitted and is not over, and what was just being submitted."""
-        self._submissions.cancel()
+        if not self._submissions.cancelled:
+            self._submissions.cancel()
 
     def shutdown(self) -> None:
         """Ends the polling."""
@@ -87,10 +100,10 @@ class Executor(RemoteExecutor):
         self._submissions.close()
 
     def handle_job_success(self, job: Any) -> None:
-        """Notes that the job is over, now that Snakemake has its output, and logs how far the run is."""
+        """Notes that the job is over, now that Snakemake has its output, and says how far the run is."""
         self._submissions.over(job)
         for single in job.jobs if job.is_group() else [job]:
-            self.logger.info(self._progress.finish(single, single.rule.name, describe(single), time.monotonic()))
+            self.voice.say(self._progress.finish(single, single.rule.name, describe(single), time.monotonic()))
 
     def handle_job_error(self, job: Any) -> None:
         """Notes that the job is over; what is to be said has been said."""
@@ -104,22 +117,26 @@ class Executor(RemoteExecutor):
             return
         jobs: list[Submitted] = [info.aux["submitted"] for info in active_jobs]  # pyright: ignore
         began = time.monotonic()
-        finished = _existing(submitted.outcome for submitted in jobs)
+        there, _ = outcome.existing(submitted.outcome for submitted in jobs)
         looked = time.monotonic() - began
-        states = await self._poll({submitted.id for submitted in jobs if submitted.outcome not in finished})
-        if states is not None:
-            finished |= _existing(submitted.outcome for submitted in jobs)  # they may have ended while we asked
+        states = await self._poll({submitted.id for submitted in jobs if submitted.outcome not in there})
+        # they may have ended while we asked; of a folder that cannot be listed now, nothing is known
+        there, away = outcome.existing(submitted.outcome for submitted in jobs) if states is not None else (there, {})
+        for folder, why in away.items():
+            self.voice.once(f"{folder} cannot be read now ({why}); waiting for it")
         for info, submitted in zip(active_jobs, jobs, strict=True):
             if self._submissions.cancelled:
                 continue
-            if submitted.outcome in finished:
-                self._finish(info, submitted)
-            elif states is None or not _is_lost(submitted, states):
+            ended = _read(submitted) if submitted.outcome in there else None
+            if ended is not None:
+                self._finish(info, submitted, ended)
+            elif states is None or submitted.outcome.parent in away or await self._lives(submitted, states):
                 yield info
             else:
-                self._lose(info, submitted, states)
-        if self._submissions.has_waiting:
+                self._lose(info, submitted, states.get(submitted.id))
+        if self._submissions.waiting:
             await asyncio.to_thread(self._submissions.submit_waiting)  # Snakemake prepares a job by a loop of its own
+        self._tell_what_is_waited_for(jobs)
         pause = min(max(LOOK, IDLE * looked), LONGEST)
         self.next_seconds_between_status_checks = pause  # pyright: ignore[reportIncompatibleMethodOverride]
 
@@ -129,64 +146,100 @@ class Executor(RemoteExecutor):
         too_early = time.monotonic() - self._polled < min(self._settings.poll, backend.longest_poll)
         if not ids or too_early or self._submissions.cancelled:
             return None
-        states = await asyncio.to_thread(backend.states, ids)
-        self._polled = time.monotonic()
-        return states
+        try:
+            self._states = await asyncio.to_thread(backend.states, ids)
+        except NoAnswer as error:
+            backend.tell(str(error))
+            return None
+        finally:
+            self._polled = time.monotonic()
+        backend.tell("")
+        await asyncio.to_thread(self._submissions.tidy)
+        return self._states
 
-    def _finish(self, info: SubmittedJobInfo, submitted: Submitted) -> None:
+    async def _lives(self, submitted: Submitted, states: Mapping[str, State]) -> bool:
+        """Whether an outcome of the job can still be expected."""
+        state, now = states.get(submitted.id), time.monotonic()
+        submitted.life.look(state, now)
+        if state is not None and state.hopeless:
+            return False
+        if not submitted.life.is_due(state, self._patience, now):
+            return True
+        return not await asyncio.to_thread(self._submissions.is_gone, submitted)
+
+    def _finish(self, info: SubmittedJobInfo, submitted: Submitted, ended: Outcome) -> None:
         """Reports a job that left its outcome."""
-        found = json.loads(submitted.outcome.read_text(encoding="utf-8"))
-        if found["error"]:
-            return self._fail(info, submitted, f"failed: {found['error']}")
+        if ended.error:
+            return self._fail(info, submitted, f"failed: {ended.error}", ended.host)
         if has_stage(submitted.job) and submitted.job.benchmark:
             try:
-                _write_benchmark(submitted.job, found, self.workflow.output_settings.benchmark_extended)
+                _write_benchmark(submitted.job, ended, self.workflow.output_settings.benchmark_extended)
             except OSError as error:
-                return self._fail(info, submitted, f"has no benchmark: {error}")
+                return self._fail(info, submitted, f"has no benchmark: {error}", ended.host)
         self.report_job_success(info)
 
-    def _lose(self, info: SubmittedJobInfo, submitted: Submitted, states: Mapping[str, State]) -> None:
-        """Reports a job that will have no outcome; one that shared its process and had not begun is submitted again."""
-        state = states.get(submitted.id)
+    def _lose(self, info: SubmittedJobInfo, submitted: Submitted, state: State | None) -> None:
+        """Reports a job that will have no outcome, or submits it again where that is no fault of the job."""
+        name = f"{describe(submitted.job)} (job {submitted.id})"
         if state is not None and state.hopeless:
             self._submissions.backend.cancel([submitted.id])
             return self._fail(info, submitted, f"would wait for ever: SLURM says {state.reason}")
-        if submitted.is_process_started and not submitted.is_started:
-            return self._submissions.later(submitted.job)
+        if is_whole(submitted.job):
+            self.voice.say(f"{name} left no outcome that can be read, and what it made is whole: it counts as done")
+            return self.report_job_success(info)
         why = state.end if state is not None else "it ended without a result, and SLURM knows no more of it"
-        self._fail(info, submitted, f"is lost: {why}")
+        if submitted.life.taken_up and not submitted.life.was_alive:
+            self.voice.say(f"{name} ended while nobody looked ({why}); it is submitted again")
+            return self._submissions.submit([submitted.job])
+        cancelled = state is not None and state.name == "CANCELLED"
+        if submitted.is_process_started and not submitted.is_started and not cancelled:
+            self.voice.say(f"{name} had not begun when the process that it shared ended; it is submitted again")
+            return self._submissions.submit([submitted.job])
+        kept = set_aside(submitted.job) if state is None or state.name == "COMPLETED" else []
+        aside = f"; it may have ended well, so that what it made was moved to {', '.join(kept)}" if kept else ""
+        self._fail(info, submitted, f"is lost: {_damage(submitted) or why}{aside}")
 
-    def _fail(self, info: SubmittedJobInfo, submitted: Submitted, what: str) -> None:
+    def _fail(self, info: SubmittedJobInfo, submitted: Submitted, what: str, host: str = "") -> None:
         """Reports a job that failed, with the last lines of its log and of what submitit and SLURM wrote."""
         singles = submitted.job.jobs if submitted.job.is_group() else [submitted.job]
         own = [str(path) for job in singles for path in job.log]  # of an earlier run, if it had not begun
         logs = own * (submitted.is_started or submitted.job.is_group()) + [str(path) for path in submitted.streams()]
-        name = f"{describe(submitted.job)} (job {submitted.id})"
-        self.report_job_error(info, msg=f"{name} {what}\n{tail(logs)}\n")
+        where = f" on {host or submitted.host}" if host or submitted.host else ""
+        self.voice.fail(f"{describe(submitted.job)} (job {submitted.id}{where}) {what}\n{tail(logs)}")
+        self.report_job_error(info)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """Ends as by Ctrl-C; in a SLURM job, whose own end this is, the jobs go on."""
+        if self._own_job and self._submissions.backend.is_slow:
+            left = self._submissions.leave()
+            text = f"the SLURM job {self._own_job} of this Snakemake ends; its {left} jobs stay where they are"
+            self.voice.say(f"{text}, and the same command goes on with them")
+        raise KeyboardInterrupt
+
+    def _tell_what_is_waited_for(self, jobs: Sequence[Submitted]) -> None:
+        told = ((describe(one.job), one.batch.time, self._states.get(one.id)) for one in jobs)
+        self.voice.wait(told, self._submissions.waiting, self._submissions.why)
 
 
-def _is_lost(submitted: Submitted, states: Mapping[str, State]) -> bool:
-    """Whether a job without an outcome will never have one."""
-    state = states.get(submitted.id)
-    if state is not None and state.hopeless:
-        return True
-    gone = state is None or bool(state.end)
-    submitted.misses = submitted.misses + 1 if gone else 0
-    return submitted.misses >= SURE
+def _read(submitted: Submitted) -> Outcome | None:
+    """The outcome; None where it cannot be read now, as that of a job that has left none."""
+    try:
+        return outcome.read(submitted.outcome)
+    except Damaged:
+        return None
 
 
-def _existing(paths: Any) -> set[Path]:
-    """Those of the paths that exist: one listing a folder, which also renews what a network file system remembers."""
-    paths = set(paths)
-    there: dict[Path, set[str]] = {}
-    for folder in {path.parent for path in paths}:
-        with suppress(OSError):  # a network file system may be away for a while
-            there[folder] = set(os.listdir(folder))
-    return {path for path in paths if path.name in there.get(path.parent, ())}
+def _damage(submitted: Submitted) -> str:
+    """Why the outcome cannot be read; '' where there is none."""
+    try:
+        outcome.read(submitted.outcome)
+    except Damaged as error:
+        return str(error)
+    return ""
 
 
-def _write_benchmark(job: Any, found: dict[str, Any], extended: bool) -> None:
-    record = BenchmarkRecord(running_time=found["seconds"], max_rss=found["max_rss_mb"], cpu_time=found["cpu_seconds"])
+def _write_benchmark(job: Any, found: Outcome, extended: bool) -> None:
+    record = BenchmarkRecord(running_time=found.seconds, max_rss=found.max_rss_mb, cpu_time=found.cpu_seconds)
     record.data_collected = True
     record.jobid, record.rule_name, record.threads = job.jobid, job.rule.name, job.threads
     record.wildcards, record.params, record.resources = job.wildcards, job.params, job.resources

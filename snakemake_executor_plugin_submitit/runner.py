@@ -3,7 +3,6 @@
 submitit pickles these classes by reference, calls them, and on SIGUSR2 (preemption, time limit) their `checkpoint`.
 """
 
-import json
 import os
 import resource
 import signal
@@ -21,10 +20,11 @@ from typing import Any
 
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from fusion.artifacts import new_file
 from fusion.interruption import Interrupted, ask
 from fusion.job import QUEUED, Job, run
 from snakemake_executor_plugin_forkserver.worker import limit_threads, redirect
+
+from . import outcome
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the network is not here
 GRACE = (20, 5)  # seconds after SIGTERM, and after SIGKILL
@@ -51,9 +51,9 @@ class Stages(Checkpointable):
         os.environ.update(OFFLINE)
         self._listen()
         streams = os.dup(1), os.dup(2)
-        for job, outcome in zip(self.jobs, self.outcomes, strict=True):
-            if not Path(outcome).exists():
-                self._run(job, Path(outcome))
+        for job, file in zip(self.jobs, self.outcomes, strict=True):
+            if not Path(file).exists():
+                self._run(job, Path(file))
                 os.dup2(streams[0], 1)
                 os.dup2(streams[1], 2)
 
@@ -61,12 +61,14 @@ class Stages(Checkpointable):
         """What SLURM is to start again: the same."""
         return DelayedSubmission(Stages(self.jobs, self.outcomes, self.folder, self.path, self.submitted))
 
-    def _run(self, job: Job, outcome: Path) -> None:
+    def _run(self, job: Job, file: Path) -> None:
         began, error = time.time(), ""
-        start = started(outcome)
-        if not start.exists():  # the time before an interruption is no time in the queue
-            start.touch()
-        os.environ[QUEUED] = f"{max(0.0, start.stat().st_mtime - self.submitted):.1f}"
+        start = outcome.started(file)
+        # the time before an interruption is no time in the queue
+        first = start.stat().st_mtime if start.exists() else began
+        start.write_text(socket.gethostname(), encoding="utf-8")
+        os.utime(start, (first, first))
+        os.environ[QUEUED] = f"{max(0.0, first - self.submitted):.1f}"
         limit_threads(_cores(job))
         try:
             redirect(job.log, append=_restarts() > 0)
@@ -81,7 +83,7 @@ class Stages(Checkpointable):
             with suppress(OSError):  # the file system may be full
                 traceback.print_exc()
                 sys.stdout.flush()
-        leave(outcome, error, began, resource.getrusage(resource.RUSAGE_SELF))
+        leave(file, error, began, resource.getrusage(resource.RUSAGE_SELF))
 
     def _listen(self) -> None:
         """Lets a stage that can keep what it has done do so before submitit has the job requeued."""
@@ -118,6 +120,7 @@ class Command(Checkpointable):
         if Path(self.outcome).exists():
             return
         began = time.time()
+        outcome.started(Path(self.outcome)).write_text(socket.gethostname(), encoding="utf-8")
         self._process = subprocess.Popen(self.command, shell=True, cwd=self.folder, start_new_session=True)
         code = self._process.wait()
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -134,16 +137,11 @@ class Command(Checkpointable):
         return DelayedSubmission(Command(self.command, self.folder, self.outcome))
 
 
-def leave(outcome: str | Path, error: str, began: float, usage: resource.struct_rusage) -> None:
+def leave(path: str | Path, error: str, began: float, usage: resource.struct_rusage) -> None:
     """Writes how a job ended: the error, empty where there was none, and what it took."""
-    found = {
-        "error": error,
-        "seconds": time.time() - began,
-        "max_rss_mb": usage.ru_maxrss / 1024,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-    }
-    with new_file(outcome) as file:
-        file.write_text(json.dumps(found), encoding="utf-8")
+    spent = usage.ru_utime + usage.ru_stime
+    ended = outcome.Outcome(error, socket.gethostname(), time.time() - began, usage.ru_maxrss / 1024, spent)
+    outcome.write(path, ended)
 
 
 def _ends(pid: int, seconds: float) -> bool:
@@ -157,11 +155,6 @@ def _ends(pid: int, seconds: float) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-def started(outcome: Path) -> Path:
-    """The file that says that a job has begun."""
-    return outcome.with_suffix(".started")
 
 
 def describe(job: Job) -> str:

@@ -39,3 +39,13 @@ class ExecutorSettings(ExecutorSettingsBase):
     devices: str = field(
         default="", metadata={"help": "With cluster=local: the GPUs to share out, such as '0,1'; all by default."}
     )
+    patience: float = field(
+        default=180.0,
+        metadata={"help": "Seconds for which the result of a job is awaited that may have ended well."},
+    )
+    report: float = field(
+        default=300.0, metadata={"help": "Seconds without other news after which the queue is described in a line."}
+    )
+    keep_failed: float = field(
+        default=10.0, metadata={"help": "Days for which submitit's files of failed jobs are kept."}
+    )

@@ -1,12 +1,14 @@
-"""What the executor asks SLURM beside submitting: one query for all jobs, cancelling, limits. It needs no sacct."""
+"""What the executor asks SLURM beside submitting: queries of the queue, cancelling, limits. It needs no sacct."""
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-TIMEOUT, SHORT = 20, 4  # seconds that a call of SLURM may take, and one on the way out
+TIMEOUT = 20  # seconds that a call of SLURM may take
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 ENDED = {  # states of squeue that are the end of a job; it forgets them after MinJobAge
     "BOOT_FAIL": "its node did not boot",
     "CANCELLED": "it was cancelled",
@@ -26,9 +28,16 @@ HOPELESS = re.compile(
 # what sbatch says where asking again later helps
 NOT_NOW = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Connection (refused|reset|timed out)|"
-    r"Zero Bytes were transmitted|temporarily|Unable to establish control|backup controller|in standby mode",
+    r"Zero Bytes were transmitted|Unable to establish control|backup controller|in standby mode",
     re.IGNORECASE,
 )
+# what it says where the user, the account, the QOS or SLURM has as many jobs as it may have
+FULL = re.compile(r"SubmitJob|MaxSubmit|MaxJobCount|unable to accept job|temporarily unavailable", re.IGNORECASE)
+VAGUE = "job submit limit, user's size and/or time limits"  # all that some versions say, of a limit of any kind
+
+
+class NoAnswer(Exception):
+    """SLURM does not answer; in the words of its program."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +58,31 @@ class State:
         return self.name == "PENDING" and bool(HOPELESS.search(self.reason))
 
 
-def states(ids: Iterable[str]) -> Mapping[str, State] | None:
-    """The state of every job that SLURM still knows, by its id (one query); None where SLURM does not answer.
+def states(ids: Iterable[str]) -> Mapping[str, State]:
+    """The state of every job that SLURM still knows, by its id (one query). Raises NoAnswer.
 
     ids: of jobs and of whole arrays, whose tasks are reported one by one.
     """
     parents = sorted({one.partition("_")[0] for one in ids})
-    command = ["squeue", "--noheader", "--states=all", "--array", "--format=%i|%T|%r", f"--jobs={','.join(parents)}"]
-    try:
-        answer = _run(command)
-    except (subprocess.TimeoutExpired, OSError):
-        return None
+    return _listed("--states=all", f"--jobs={','.join(parents)}")
+
+
+def named(name: str) -> Mapping[str, State]:
+    """The states of this user's jobs of that name, by their ids. Raises NoAnswer."""
+    return _listed("--states=all", f"--user={os.getuid()}", f"--name={name}")
+
+
+def in_queue() -> int:
+    """How many jobs this user has in the queue, those that are completing too. Raises NoAnswer."""
+    return len(_listed(f"--user={os.getuid()}"))
+
+
+def _listed(*options: str) -> dict[str, State]:
+    answer = _ask(["squeue", "--noheader", "--array", "--format=%i|%T|%r", *options])
     if answer.returncode and "Invalid job id" not in answer.stderr:
-        return None
+        raise NoAnswer(refusal(answer.stderr) or f"squeue ended with exit code {answer.returncode}")
     rows = (line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") >= 2)
     return {identifier: State(name, reason) for identifier, name, reason in rows}
-
-
-def named(name: str) -> list[str] | None:
-    """The ids of this user's jobs of that name; None where SLURM does not answer."""
-    try:
-        answer = _run(["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}", f"--name={name}"], SHORT)
-    except (subprocess.TimeoutExpired, OSError):
-        return None
-    return None if answer.returncode else sorted(set(answer.stdout.split()))
 
 
 def cancel(ids: Iterable[str]) -> bool:
@@ -80,8 +90,8 @@ def cancel(ids: Iterable[str]) -> bool:
     ids, certain = sorted(ids), True
     for first in range(0, len(ids), 500):
         try:
-            answer = _run(["scancel", "--quiet", *ids[first : first + 500]], SHORT)
-        except (subprocess.TimeoutExpired, OSError):
+            answer = _ask(["scancel", "--quiet", *ids[first : first + 500]])
+        except NoAnswer:
             return False
         certain = certain and (answer.returncode == 0 or "Invalid job id" in answer.stderr)
     return certain
@@ -90,18 +100,34 @@ def cancel(ids: Iterable[str]) -> bool:
 def largest_array() -> int:
     """The most tasks of one job array (MaxArraySize), by SLURM's default where it does not say."""
     try:
-        answer = _run(["scontrol", "show", "config"])
-    except (subprocess.TimeoutExpired, OSError):
+        answer = _ask(["scontrol", "show", "config"])
+    except NoAnswer:
         return 1000
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
     return max(1, int(found[1]) - 1) if found else 1000
 
 
-def refusal(error: Exception) -> str:
-    """SLURM's own words in an error of submitit."""
-    lines = [line.strip() for line in str(error).splitlines() if "error:" in line]
-    return "; ".join(lines) or str(error).strip()
+def require_programs() -> None:
+    """OSError naming the programs of SLURM that are not on the PATH."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        raise OSError(f"{', '.join(missing)} not found")
 
 
-def _run(command: list[str], seconds: float = TIMEOUT) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+def refusal(words: object) -> str:
+    """SLURM's own words in what its program, or submitit, says."""
+    lines = [line.strip() for line in str(words).splitlines() if "error:" in line]
+    return "; ".join(lines) or str(words).strip()
+
+
+def is_full(words: str) -> bool:
+    """Whether sbatch says that there are as many jobs as there may be: that passes when some of them end."""
+    return bool(FULL.search(words)) or (VAGUE in words and "Limit" not in words)
+
+
+def _ask(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """What a program of SLURM says; NoAnswer where it says nothing for long."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise NoAnswer(f"{command[0]}: {error}") from error

@@ -1,0 +1,144 @@
+"""What a job is to the scheduler: what it is known by, what it is to do, and with which others it is submitted."""
+
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusion import record
+from fusion.artifacts import digest
+from fusion.job import Job
+from snakemake_executor_plugin_forkserver.payload import payload
+from snakemake_executor_plugin_forkserver.report import has_stage
+
+from . import outcome
+from .journal import Batch, Place
+from .life import Life
+from .resources import parameters
+from .runner import Command, Stages
+
+GATHER = 120.0  # seconds for which a job that shares its process waits for others of its rule
+
+
+@dataclass
+class Submitted:
+    """One job that the scheduler has: what it is known by, where its outcome will be, and what was seen of it."""
+
+    job: Any
+    batch: Batch
+    place: Place
+    outcome: Path
+    life: Life = field(default_factory=Life)
+
+    @property
+    def id(self) -> str:
+        """The scheduler's id."""
+        return self.batch.job_id(self.place.task)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the job itself has begun."""
+        return outcome.started(self.outcome).exists()
+
+    @property
+    def is_process_started(self) -> bool:
+        """Whether the process has begun that it may share with others: its first job has."""
+        return outcome.started(outcome.place(self.outcome.parent, self.place.task, 0)).exists()
+
+    @property
+    def host(self) -> str:
+        """Where it runs or ran; '' where that is not known."""
+        try:
+            return outcome.started(self.outcome).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+
+    def streams(self) -> Iterator[Path]:
+        """What submitit and SLURM wrote of the job."""
+        for ending in ("err", "out"):
+            yield self.outcome.parent / f"{self.id}_0_log.{ending}"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that is to be submitted, since when (`time.monotonic`)."""
+
+    job: Any
+    since: float
+
+
+def key(job: Any) -> str:
+    """What a job is known by from one process to the next: its first output, or else its rule and wildcards."""
+    return min(map(str, job.output), default=f"{job.name} {dict(getattr(job, 'wildcards_dict', {}))}")
+
+
+def wanted(job: Any) -> dict[str, Any]:
+    """submitit's parameters for the job. Raises ValueError where its resources cannot be asked for."""
+    return parameters(dict(job.resources.items()), job.threads)
+
+
+def bundle(job: Any) -> int:
+    """How many jobs like this one share a process: as many as the resource `bundle` says."""
+    return max(1, int(job.resources.get("bundle") or 1)) if has_stage(job) else 1
+
+
+def work(job: Any, command: Callable[[Any], str]) -> Job | str:
+    """What is to be done: the job of a stage, or the `command` of a Snakemake."""
+    return payload(job, gpus=int(job.resources.get("gpus") or 0)) if has_stage(job) else command(job)
+
+
+def hashes(job: Any, task: Job | str) -> tuple[str, str]:
+    """What tells a job from another one that makes the same output: its work, and what its inputs are now."""
+    return _work_hash(job, task), digest(sorted((str(path), _state(str(path))) for path in job.input))
+
+
+def function(works: Sequence[Any], folder: Path, task: int, here: str) -> Stages | Command:
+    """What a task of an array calls, `here`."""
+    outcomes = [str(outcome.place(folder, task, index)) for index in range(len(works))]
+    if isinstance(works[0], str):
+        return Command(works[0], here, outcomes[0])
+    return Stages(works, outcomes, here, sys.path, time.time())
+
+
+def alike(waiting: Iterable[Waiting], of: Callable[[Any], object]) -> list[list[Waiting]]:
+    """Those that `of` says the same of, together."""
+    groups: dict[str, list[Waiting]] = defaultdict(list)
+    for one in waiting:
+        groups[repr(of(one.job))].append(one)
+    return list(groups.values())
+
+
+def more_may_come(waiting: Sequence[Waiting], begun: Iterable[Any]) -> bool:
+    """Whether jobs that have begun will soon let others of the same rule be submitted together with these."""
+    if time.monotonic() - min(one.since for one in waiting) > GATHER:
+        return False
+    job = waiting[0].job
+    return any(later.rule is job.rule for one in begun if not one.is_group() for later in job.dag.depending[one])
+
+
+def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """The items, so many at a time."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
+def _work_hash(job: Any, task: Job | str) -> str:
+    if isinstance(task, Job):
+        return digest(asdict(task))
+    singles = job.jobs if job.is_group() else [job]
+    return digest([[str(one.rule.shellcmd), sorted(map(str, one.input)), dict(one.params.items())] for one in singles])
+
+
+def _state(path: str) -> str | list[int]:
+    """What a file says of itself: what it was made from; without a record its time of change, on its own clock."""
+    made = record.identity(path)
+    if made:
+        return made
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return [found.st_mtime_ns, found.st_size]
