@@ -159,7 +159,8 @@ class Local:
         self._taken[job.job_id] = devices
         return job.job_id
 
-    def states(self, ids: Iterable[str]) -> Mapping[str, State]:
+    @staticmethod
+    def states(ids: Iterable[str]) -> Mapping[str, State]:
         """RUNNING or FAILED: a process that is there no more, or is another by now, has failed or finished."""
         return {one: State("RUNNING" if _runs(one) else "FAILED", "") for one in ids}
 
@@ -176,7 +177,8 @@ class Local:
             process.kill()
         return True
 
-    def named(self, name: str) -> Mapping[str, State]:
+    @staticmethod
+    def named(name: str) -> Mapping[str, State]:
         """The processes that were started from a folder of that name."""
         processes = psutil.process_iter(["cmdline"])
         words = [f"/{one}" for one in name.split(",")]

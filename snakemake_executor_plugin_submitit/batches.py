@@ -16,7 +16,7 @@ from snakemake_executor_plugin_forkserver.payload import payload
 from snakemake_executor_plugin_forkserver.report import has_stage
 
 from . import outcome
-from .journal import Batch, Place
+from .entries import Batch, Place
 from .life import Life
 from .resources import parameters
 from .runner import Command, Stages

@@ -3,29 +3,29 @@
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 from threading import RLock
 from typing import Any, Protocol
 
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_forkserver.report import describe, has_stage
+from snakemake_executor_plugin_forkserver.report import has_stage
 
-from . import batches, outcome
+from . import batches
 from .backends import Backend, Full, Local, Slurm, cancel_named
 from .batches import Submitted, Waiting
-from .journal import Batch, Journal, Place
+from .earlier import Earlier
+from .elsewhere import require_free
+from .entries import Batch
+from .journal import Journal
 from .life import Life
 from .room import Room
+from .search import Search
 from .settings import ExecutorSettings
-from .slurm import NoAnswer, State
 from .tidy import tidy
 from .voice import Voice
 
-RETRY = 1.0  # seconds between two looks at whether a job has ended
-MANY = 5  # jobs that are named one by one
+PAUSE = 2.0  # seconds between two looks for jobs that others may join
 
 
 class NoGpu(Exception):
@@ -62,12 +62,15 @@ class Submissions:
             self._journal = Journal(settings.folder.absolute(), self._voice.say)
         except (RuntimeError, OSError) as error:
             raise WorkflowError(f"cannot submit jobs: {error}") from error
+        self._search = Search(self._journal, self.backend, self._voice)
+        self._earlier = Earlier(self._journal, self._search, self.backend, self._voice, self._hashes, settings.cluster)
         self._room = Room(self.backend, host.workflow.nodes, settings.poll)
         self._lock = RLock()  # jobs are submitted by the scheduler's thread and by the one that polls
         self._waiting: list[Waiting] = []
         self._watched: dict[str, Submitted] = {}
+        self._gathered: dict[str, float] = {}  # when jobs that others may join were last looked at, by rule
         self.why = ""  # jobs wait, where a limit is the reason
-        self.cancelled = False
+        self.cancelled = self._is_left = False
 
     def submit(self, jobs: Iterable[Any]) -> None:
         """Submits jobs: one array for those with equal needs, within its limit. Those that cannot be yet wait."""
@@ -92,48 +95,22 @@ class Submissions:
         """How many jobs are not submitted yet."""
         return len(self._waiting)
 
+    def begin(self, needed: Collection[str]) -> None:
+        """Looks at what a process before this one left; `needed`: the keys of the jobs that this run needs."""
+        require_free(needed, self._journal.folder, here=self._settings.cluster)
+        self._earlier.begin(needed)
+        self.tidy()
+
     def take_up(self, job: Any) -> bool:
         """Whether the job was submitted by a process before this one, and is now watched by this one."""
-        output = batches.key(job)
-        place = self._journal.places.get(output)
-        if place is None:
-            return False
-        batch, done = self._journal.batches[place.batch], self._read(place)
-        self._find_id(batch)
-        change = self._change(job, place)
-        ended_well = done is not None and not done.error
-        if batch.id and not change and (ended_well or (done is None and not batch.cancelled)):
-            identifier = batch.job_id(place.task)
-            self.backend.take_up(identifier)
+        batch = self._earlier.take_up(job)
+        if batch is not None:
             self._watch(job, batch, Life(taken_up=True))
-            self._voice.say(f"{describe(job)} was submitted before: job {identifier}")
-            return True
-        if batch.id and done is None:  # it may still run, and would write to the same place
-            if not batch.cancelled:
-                text = f"{describe(job)} was submitted before, as job {batch.job_id(place.task)}, and {change} since"
-                self._voice.say(f"{text}: that job is cancelled, and it is submitted again")
-            self._end(batch, place)
-        self._journal.over(output)
-        return False
+        return batch is not None
 
-    def begin(self, needed: Collection[str]) -> None:
-        """Looks for what a process before this one left and nothing needs now; `needed`: the jobs' keys."""
-        if self._journal.lost:
-            self._end_named(",".join(self._journal.lost))
-        kept = {(place.batch, place.task) for output, place in self._journal.places.items() if output in needed}
-        left: dict[str, list[str]] = {}
-        for output, place in list(self._journal.places.items()):
-            batch = self._journal.batches[place.batch]
-            self._find_id(batch)
-            if output in needed:
-                continue
-            done = self._read(place)
-            if not batch.id or (done is not None and done.error):
-                self._journal.over(output)
-            elif done is None and (place.batch, place.task) not in kept:
-                left.setdefault(batch.job_id(place.task), []).append(output)
-        self._tell_of_orphans(left)
-        self.tidy()
+    def is_gone(self, submitted: Submitted) -> bool:
+        """Whether a job that is awaited is certainly gone: it is looked for by name, and what may live is cancelled."""
+        return self._search.is_gone(submitted)
 
     def over(self, job: Any) -> None:
         """Notes that Snakemake knows the job's end."""
@@ -146,23 +123,6 @@ class Submissions:
         """Removes the files of batches that are over."""
         open_ = {batch.name for batch in self._journal.batches.values() if batch.open}
         tidy(self._journal.folder, open_, self._settings.keep_failed)
-
-    def is_gone(self, submitted: Submitted) -> bool:
-        """Looks for a job by the name of its batch, and cancels what may live of it; whether it is certainly gone."""
-        batch = submitted.batch
-        try:
-            found = self.backend.named(batch.name)
-        except NoAnswer as error:
-            self.backend.tell(str(error))
-            return False
-        alive = {one for one, state in found.items() if not state.end}
-        if alive and not any(one.partition("_")[0] == batch.id for one in alive):
-            self._has_id(batch, alive)  # what sbatch said was not its id
-            return False
-        if submitted.id in alive:
-            submitted.life.look(found[submitted.id], time.monotonic())
-            return submitted.life.awaited is not None and self.backend.cancel([submitted.id])
-        return self.backend.cancel([submitted.id])
 
     def cancel(self) -> None:
         """Cancels everything that was submitted and is not over, and what was just being submitted."""
@@ -178,7 +138,7 @@ class Submissions:
 
     def leave(self) -> int:
         """Submits and cancels nothing any more; how many jobs the next process will find."""
-        self.cancelled = True
+        self.cancelled = self._is_left = True
         self.backend.stop()
         return len(self._journal.places)
 
@@ -199,8 +159,7 @@ class Submissions:
         """Submits jobs with equal needs; what there is no room for, and what others may join, waits on."""
         size = self._bundle(same[0].job)
         bundles = batches.chunks(same, size)
-        begun = [one.job for one in self._watched.values() if one.is_process_started] if size > 1 else []
-        if len(bundles[-1]) < size and batches.more_may_come(bundles[-1], begun):
+        if len(bundles[-1]) < size and self._more_may_come(bundles[-1]):
             self._waiting += bundles.pop()
         most = min(self._settings.array_limit, self.backend.largest_array)
         while bundles and (tasks := self._room.of(min(most, len(bundles)))):
@@ -218,6 +177,16 @@ class Submissions:
             bundles = bundles[tasks:]
         self._waiting += [one for task in bundles for one in task]
 
+    def _more_may_come(self, waiting: Sequence[Waiting]) -> bool:
+        """Whether jobs that have begun will soon let others be submitted together with these."""
+        rule, now = waiting[0].job.name, time.monotonic()
+        last = self._gathered.get(rule, 0.0)
+        if now - last < PAUSE and waiting[0].since < last:
+            return True  # as when it was last looked
+        self._gathered[rule] = now
+        begun = (one.job for one in list(self._watched.values()) if one.is_process_started)
+        return batches.more_may_come(waiting, begun)
+
     def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
         """Submits one job, or one array: a task a bundle. Raises Full or NoGpu where that cannot be now."""
         jobs = [job for bundle in bundles for job in bundle]
@@ -229,7 +198,7 @@ class Submissions:
                 raise NoGpu
             works = [[self._work(job) for job in bundle] for bundle in bundles]
             keys = [
-                [(batches.key(job), *batches.hashes(job, work)) for job, work in zip(*pair, strict=True)]
+                [(batches.key(job), *self._hashes(job, work)) for job, work in zip(*pair, strict=True)]
                 for pair in zip(bundles, works, strict=True)
             ]
             folder.mkdir(parents=True)
@@ -240,7 +209,7 @@ class Submissions:
         functions = [batches.function(work, folder, task, here) for task, work in enumerate(works)]
         if self.cancelled:
             return
-        batch = self._journal.submitting(name, keys)
+        batch = self._journal.submitting(name, keys, self._settings.cluster)
         try:
             identifier = self.backend.submit(folder, name, functions, wanted)
         except (ValueError, OSError) as error:
@@ -255,7 +224,8 @@ class Submissions:
         self._journal.submitted(name, identifier)
         self._room.take(batch.job_id(task) for task in range(batch.tasks))
         if self.cancelled:  # while it was submitted
-            self.backend.cancel([identifier])
+            if not self._is_left:
+                self.backend.cancel([identifier])
             return
         for job in jobs:
             self._watch(job, batch, Life())
@@ -278,86 +248,12 @@ class Submissions:
 
     def _watch(self, job: Any, batch: Batch, life: Life) -> None:
         place = self._journal.places[batches.key(job)]
-        submitted = Submitted(job, batch, place, self._outcome(place), life)
+        submitted = Submitted(job, batch, place, self._journal.outcome_file(place), life)
         self._watched[batches.key(job)] = submitted
         self._host.watch(submitted)
 
-    def _change(self, job: Any, place: Place) -> str:
-        """What of a job is not as it was when it was submitted; '' where nothing is."""
-        try:
-            work, inputs = batches.hashes(job, self._work(job))
-        except (ValueError, WorkflowError) as error:
-            return f"cannot be submitted ({error})"
-        if work != place.work:
-            return "what it is to do has changed"
-        return "its inputs have changed" if inputs != place.inputs else ""
-
-    def _find_id(self, batch: Batch) -> None:
-        """Asks for the id of a batch that the process which submitted it did not note."""
-        if not batch.id and (found := self._ask(lambda: self.backend.named(batch.name))):
-            self._has_id(batch, [one for one, state in found.items() if not state.end] or found)
-
-    def _has_id(self, batch: Batch, ids: Iterable[str]) -> None:
-        """Notes the id of a batch; of several submissions of it, all but the last are cancelled."""
-        *others, last = sorted({one.partition("_")[0] for one in ids}, key=int)
-        if others:
-            self.backend.cancel(others)
-        self._journal.submitted(batch.name, last)
-
-    def _end(self, batch: Batch, place: Place) -> None:
-        """Cancels a job and waits until it has ended; also while the scheduler does not answer."""
-        identifier = batch.job_id(place.task)
-        while True:
-            self.backend.cancel([identifier])
-            state = self._ask(lambda: self.backend.states([identifier])).get(identifier)
-            if state is None or state.end:
-                return
-            self._voice.once(f"waiting for the end of job {identifier}, which is cancelled")
-            time.sleep(RETRY)
-
-    def _end_named(self, names: str) -> None:
-        """Cancels what was submitted under these names, and waits until it has ended."""
-        while alive := [one for one, state in self._ask(lambda: self.backend.named(names)).items() if not state.end]:
-            self._voice.once(
-                f"what job {', '.join(alive)} of an earlier run makes is not known any more: it is cancelled"
-            )
-            self.backend.cancel(alive)
-            time.sleep(RETRY)
-
-    def _ask(self, query: Callable[[], Mapping[str, State]]) -> Mapping[str, State]:
-        """The answer of the scheduler, however long it takes."""
-        while True:
-            try:
-                found = query()
-                self.backend.tell("")
-                return found
-            except NoAnswer as error:
-                self.backend.tell(str(error))
-                time.sleep(RETRY)
-
-    def _tell_of_orphans(self, left: Mapping[str, Sequence[str]]) -> None:
-        """Names the jobs that nothing needs now; left: the outputs of each, by its id."""
-        if not left:
-            return
-        states = self._ask(lambda: self.backend.states(left))
-        alive = [one for one in left if one in states and not states[one].end]
-        for output in (output for one in left.keys() - set(alive) for output in left[one]):
-            self._journal.over(output)
-        if alive:
-            named = [f"{', '.join(left[one])} (job {one})" for one in alive[:MANY]] + ["…"] * (len(alive) > MANY)
-            count = f"{len(alive)} jobs of an earlier run are" if len(alive) > 1 else "a job of an earlier run is"
-            text = f"{count} still in the queue, and nothing needs what it makes now: {'; '.join(named)}"
-            self._voice.say(f"{text}; `{self.backend.canceller} {' '.join(alive)}` cancels it")
-
-    def _read(self, place: Place) -> outcome.Outcome | None:
-        """The outcome of the job at this place; None where there is none, or none that can be read now."""
-        with suppress(outcome.Damaged):
-            return outcome.read(self._outcome(place))
-        return None
-
-    def _outcome(self, place: Place) -> Path:
-        """Where the job at this place leaves its outcome."""
-        return outcome.place(self._journal.folder / place.batch, place.task, place.index)
+    def _hashes(self, job: Any, work: Any = None) -> tuple[str, str]:
+        return batches.hashes(job, work or self._work(job))
 
 
 def _open_backend(settings: ExecutorSettings) -> Backend:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import outcome
-from .journal import COPY
+from .entries import COPY
 
 DAY = 86400  # seconds
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def write(job):
     with new_file(job.output["out"]) as file:
         file.write_bytes(b"x" * job.params["bytes"])
 
+def late(job):
+    """A job whose outcome appears only when somebody takes the ending away."""
+    from snakemake_executor_plugin_submitit import outcome
+    write = outcome.write
+    outcome.write = lambda path, ended: write(f"{path}.late", ended)
+    Path(job.output["out"]).write_text("made")
+
+def die(job):
+    print("about to die", flush=True)
+    os.kill(os.getpid(), 9)
+
 def fail(job):
     for line in range(40):
         print("line", line)
@@ -62,6 +74,7 @@ def fail(job):
 '''
 RULE = """
 rule {name}:
+    input: {input}
     output: out="{name}/{{i}}"
     log: "logs/{name}/{{i}}.log"
     benchmark: "benchmarks/{name}/{{i}}.tsv"
@@ -77,15 +90,24 @@ class Sandbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._rules, self._targets = "", []
+        self.options = ["--executor", "submitit", "--submitit-poll", "1", "--jobs", "500", "--nolock"]
+        self.options += ["--rerun-incomplete", "--keep-going"]
         (folder / "cluster_stages.py").write_text(STAGES)
 
     def rule(
-        self, stage: str, jobs: int = 1, name: str = "", resources: str = "runtime=5, mem_mb=100", **params: Any
+        self,
+        stage: str,
+        jobs: int = 1,
+        name: str = "",
+        resources: str = "runtime=5, mem_mb=100",
+        input: str = "",
+        **params: Any,
     ) -> None:
         """Adds a rule that calls the stage, and its jobs 0, 1, … to what is to be made."""
-        name = name or stage
+        name, given = name or stage, f"given={input!r}" if input else ""
         script = ROOT / "workflow/scripts/stage.py"
-        self._rules += RULE.format(name=name, stage=stage, resources=resources, params=params, script=script)
+        facts = {"name": name, "stage": stage, "resources": resources, "params": params, "input": given}
+        self._rules += RULE.format(**facts, script=script)
         self._targets += [f"{name}/{i}" for i in range(jobs)]
         self.add("")
 
@@ -99,14 +121,30 @@ class Sandbox:
     def start(self, *options: str) -> Running:
         """Snakemake, started."""
         program = Path(sys.executable).with_name("snakemake")
-        ours = ["--executor", "submitit", "--submitit-poll", "1", "--jobs", "500", "--nolock", "--rerun-incomplete"]
-        return Running([program, *ours, "--keep-going", *options], cwd=self.folder, env=self.environment)
+        return Running([program, *self.options, *options], cwd=self.folder, env=self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Snakemake and its jobs need: this interpreter, and the stages."""
+        """What Snakemake and its jobs need: this interpreter, the stages, and the programs that `wrap` wrote."""
         path = f"{self.folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
-        return {**os.environ, "PYTHONPATH": path, "FUSION_DEVICE": os.environ.get("FUSION_DEVICE", "cpu")}
+        found = {"PYTHONPATH": path, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
+        return {**os.environ, "FUSION_DEVICE": os.environ.get("FUSION_DEVICE", "cpu"), **found}
+
+    def wrap(self, program: str, script: str) -> None:
+        """Lets the lines of sh come before the real program, as `exec "$real" "$@"` in them or after them.
+
+        Every call of the program leaves a line in `calls(program)`.
+        """
+        real, log = shutil.which(program), self.folder / f"{program}.calls"
+        path = self.folder / "bin" / program
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/bin/sh\nreal={real}\necho "$*" >> {log}\n{script}\nexec "$real" "$@"\n')
+        path.chmod(0o755)
+
+    def calls(self, program: str) -> list[str]:
+        """The arguments of every call of a program that was wrapped."""
+        log = self.folder / f"{program}.calls"
+        return log.read_text().splitlines() if log.exists() else []
 
     def run(self, *options: str) -> tuple[int, str]:
         """The exit code and the output of Snakemake."""

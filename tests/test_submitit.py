@@ -1,7 +1,11 @@
 """What the submitit executor asks for and remembers, and how its profile is linked; the rest is in test_slurm.py."""
 
+import errno
 import json
+import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,14 @@ from tiny import ROOT
 
 from fusion import interruption
 from fusion.device import require_gpu
+from snakemake_executor_plugin_submitit import outcome
+from snakemake_executor_plugin_submitit.entries import Place
 from snakemake_executor_plugin_submitit.journal import Journal
+from snakemake_executor_plugin_submitit.life import Life, Patience
+from snakemake_executor_plugin_submitit.lock import Lock, _begin
 from snakemake_executor_plugin_submitit.resources import extra, parameters
-from snakemake_executor_plugin_submitit.slurm import NOT_NOW, State, refusal
+from snakemake_executor_plugin_submitit.slurm import NOT_NOW, VAGUE, State, is_full, refusal
+from snakemake_executor_plugin_submitit.voice import queue
 
 
 def test_resources_become_what_sbatch_is_asked_for() -> None:
@@ -48,19 +57,27 @@ def test_extra_options_may_have_their_value_in_the_next_word() -> None:
     assert extra("--reservation 'my one' --contiguous") == {"reservation": "my one", "contiguous": True}
 
 
-def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.submitting("one.ab", [[("a", "1"), ("b", "2")], [("c", "3")]])
+BATCH = [[("a", "1", "x"), ("b", "2", "x")], [("c", "3", "x")]]
+
+
+def journal_of_one_batch(folder: Path) -> Journal:
+    journal = Journal(folder)
+    (folder / "one.ab").mkdir()
+    journal.submitting("one.ab", BATCH, "slurm")
     journal.submitted("one.ab", "77")
+    return journal
+
+
+def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
+    journal = journal_of_one_batch(tmp_path)
     journal.over("a")
     journal.close()
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"over": "b')  # the process died here
-    journal = Journal(tmp_path)
-    places = {output: journal.place(output) for output in "abc"}
-    assert places["a"] is None
-    assert (places["b"].task, places["b"].index, places["b"].digest) == (0, 1, "2")  # pyright: ignore
-    assert journal.batches["one.ab"].job_id(places["c"].task) == "77_1"  # pyright: ignore
+    journal = Journal(tmp_path, pytest.fail)
+    assert journal.places.keys() == {"b", "c"}
+    assert journal.places["b"] == Place("one.ab", task=0, index=1, work="2", inputs="x")
+    assert journal.batches["one.ab"].job_id(journal.places["c"].task) == "77_1"
     journal.over("b")
     journal.over("c")
     journal.close()
@@ -71,11 +88,59 @@ def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
 
 def test_a_later_submission_of_an_output_replaces_the_earlier(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.submitting("one.ab", [[("a", "1")]])
-    journal.submitting("one.cd", [[("a", "2")]])
-    place = journal.place("a")
-    assert place is not None and (place.batch, place.digest) == ("one.cd", "2")
+    for name, work in {"one.ab": "1", "one.cd": "2"}.items():
+        (tmp_path / name).mkdir()
+        journal.submitting(name, [[("a", work, "")]], "slurm")
+    place = journal.places["a"]
+    assert (place.batch, place.work) == ("one.cd", "2")
     assert not journal.batches["one.ab"].open
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        (b'{"version": 2, "event": "unknown"}', True),
+        (b'{"version": 2, "batch": "gone.123", "id": "5"}', True),
+        (b'{"version": 3, "over": "a"}', True),
+        (b'{"version": 2, "batch": "one.ab", "jobs": 7}', True),
+        (b"\0\0\0\0", True),
+        (b"\xe4 not UTF-8", True),
+        (b"[1, 2]", True),
+        (b'"over"', True),
+        (b"null", True),
+        (b"", False),
+    ],
+)
+def test_a_line_that_says_nothing_is_set_aside_and_named(tmp_path: Path, line: bytes, known: bool) -> None:
+    journal_of_one_batch(tmp_path).close()
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    told: list[str] = []
+    journal = Journal(tmp_path, told.append)
+    assert journal.places.keys() == {"a", "b", "c"} and journal.batches["one.ab"].id == "77"
+    journal.close()
+    assert [f"1 lines of {path} cannot be read" in text for text in told] == [True] * known
+    kept = [file.read_bytes() for file in tmp_path.glob("journal.damaged-*")]
+    assert kept == [line + b"\n"] * known
+    Journal(tmp_path, pytest.fail).close()  # said once
+
+
+def test_a_batch_whose_line_is_lost_is_known_from_its_folder(tmp_path: Path) -> None:
+    journal_of_one_batch(tmp_path).close()
+    (tmp_path / "journal.jsonl").write_bytes(b"\0" * 300)
+    (tmp_path / "two.cd").mkdir()  # of this one nothing is left
+    journal = Journal(tmp_path, lambda text: None)
+    assert journal.places["c"] == Place("one.ab", task=1, index=0, work="3", inputs="x")
+    assert journal.batches["one.ab"].id == "" and journal.lost == ["two.cd"]
+    journal.close()
+
+
+def test_a_journal_of_the_first_version_is_read_and_its_jobs_count_as_changed(tmp_path: Path) -> None:
+    lines = [{"batch": "one.ab", "time": 1.0, "jobs": [[["a", "1"]]]}, {"batch": "one.ab", "id": "77"}]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    journal = Journal(tmp_path, pytest.fail)
+    assert journal.places["a"] == Place("one.ab", 0, 0, work="", inputs="") and journal.batches["one.ab"].id == "77"
     journal.close()
 
 
@@ -85,6 +150,94 @@ def test_a_journal_has_one_holder(tmp_path: Path) -> None:
         Journal(tmp_path)
     journal.close()
     Journal(tmp_path).close()
+
+
+def test_without_flock_a_file_is_the_lock_and_outlives_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_flock(*args: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    lock = Lock(tmp_path / "lock")
+    with pytest.raises(RuntimeError, match=rf"process {os.getpid()} on .* submits from .*; where it runs no more"):
+        Lock(tmp_path / "lock")
+    lock.close()
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = tmp_path / "lock.owner"
+    owner.write_text(f"process {killed.pid} on {socket.gethostname()} since {_begin(killed.pid)}\n")
+    with pytest.raises(RuntimeError, match=f"process {killed.pid} on"):
+        Lock(tmp_path / "lock")
+    killed.kill()
+    killed.wait()
+    Lock(tmp_path / "lock").close()
+    owner.write_text("process 1 on another-host since 1.00\n")
+    with pytest.raises(RuntimeError, match=f"remove {owner}"):
+        Lock(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 9, "error": ""}', "[]", "\0\0"])
+def test_an_outcome_that_says_nothing_is_no_end(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "0.0.json"
+    assert outcome.read(path) is None
+    path.write_text(text)
+    with pytest.raises(outcome.Damaged, match=f"{path} cannot be read"):
+        outcome.read(path)
+    ended = outcome.Outcome("", "host", 1.0, 2.0, 3.0)
+    outcome.write(path, ended)
+    assert outcome.read(path) == ended
+
+
+@pytest.mark.parametrize(
+    ("state", "taken_up", "seconds"),
+    [
+        (State("FAILED", "NonZeroExitCode"), False, 30),
+        (State("CANCELLED", "None"), True, 30),
+        (State("COMPLETED", "None"), False, 180),
+        (State("COMPLETED", "None"), True, 180),
+        (None, False, 180),
+        (None, True, 30),
+    ],
+)
+def test_an_outcome_is_awaited_for_longer_where_the_job_may_have_ended_well(
+    state: State | None, taken_up: bool, seconds: float
+) -> None:
+    life, patience = Life(taken_up), Patience(latency=30, long=180)
+    life.look(state, now=100)
+    life.look(state, now=110)
+    assert not life.is_due(state, patience, now=99 + seconds) and life.is_due(state, patience, now=100 + seconds)
+    life.look(State("RUNNING", "None"), now=120)
+    assert life.was_alive and not life.is_due(state, patience, now=10_000)
+
+
+@pytest.mark.parametrize(
+    ("words", "full"),
+    [
+        ("sbatch: error: AssocMaxSubmitJobLimit; sbatch: error: Batch job submission failed: " + VAGUE, True),
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit; sbatch: error: " + VAGUE, True),
+        ("sbatch: error: QOSMaxCpuPerJobLimit; sbatch: error: " + VAGUE, False),
+        ("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (" + VAGUE + ")", True),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", True),
+        ("sbatch: error: invalid partition specified: nowhere", False),
+    ],
+)
+def test_a_limit_is_told_from_what_can_never_be(words: str, full: bool) -> None:
+    assert is_full(words) == full
+
+
+def test_the_queue_is_told_in_one_line() -> None:
+    jobs = [
+        ("a", 100.0, State("PENDING", "Priority")),
+        ("b", 40.0, State("PENDING", "AssocGrpGRES")),
+        ("c", 90.0, State("PENDING", "Priority")),
+        ("d", 0.0, State("RUNNING", "None")),
+        ("e", 0.0, None),
+    ]
+    expected = (
+        "in the queue: 3 pending (2 Priority, 1 AssocGrpGRES), 1 running, 1 not in the last answer of SLURM, "
+        "4 not submitted yet (a limit); the longest waits 10 min: b"
+    )
+    assert queue(jobs, 4, "a limit", now=640.0) == expected
 
 
 @pytest.mark.parametrize(

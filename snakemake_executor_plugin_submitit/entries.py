@@ -1,0 +1,126 @@
+"""What the journal of submissions says: batches, and the places of the jobs in them that are not over."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import outcome
+
+VERSION = 2  # of an event; the first had none
+JOURNAL = "journal.jsonl"
+COPY = "batch.json"  # in the folder of a batch, the event that began it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job was submitted: the batch, and its place in it; what it was to do, and what its inputs were."""
+
+    batch: str
+    task: int  # of the array
+    index: int  # among the jobs of one task
+    work: str  # a hash
+    inputs: str  # a hash
+
+
+@dataclass
+class Batch:
+    """One call of the scheduler: its name there, its number of tasks, and its id once that is known."""
+
+    name: str
+    tasks: int
+    time: float  # seconds since the epoch
+    cluster: str = "slurm"  # as `submitit-cluster` says
+    id: str = ""
+    cancelled: bool = False
+    open: set[str] = field(default_factory=set)  # the outputs of jobs that are not over
+
+    def job_id(self, task: int) -> str:
+        """The scheduler's id of one task."""
+        return self.id if self.tasks == 1 else f"{self.id}_{task}"
+
+
+class Entries:
+    """The events of the journal in a folder, as far as they can be read; `damaged` are the other lines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.batches: dict[str, Batch] = {}
+        self._places: dict[str, Place] = {}
+        lines = _lines(folder / JOURNAL)
+        self.damaged = [line for line in lines if not self.understands(line)]
+        self.kept = [line for line in lines if line not in self.damaged]
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """Where the jobs that are not known to be over were submitted last, by their outputs."""
+        return self._places
+
+    def outcome_file(self, place: Place) -> Path:
+        """Where the job at this place leaves its outcome."""
+        return outcome.place(self.folder / place.batch, place.task, place.index)
+
+    def outcome(self, place: Place) -> outcome.Outcome | None:
+        """The outcome of the job at this place; None where there is none, or none that can be read now."""
+        with suppress(outcome.Damaged):
+            return outcome.read(self.outcome_file(place))
+        return None
+
+    def understands(self, line: bytes) -> bool:
+        """Applies the event of a line; whether it could be."""
+        try:
+            event = json.loads(line)
+            if event.pop("version", 1) > VERSION:
+                return False
+            self.apply(event)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return True
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Changes what is known by one event."""
+        if "over" in event:
+            self._forget(event["over"])
+        elif "id" in event:
+            self.batches[event["batch"]].id = event["id"]
+        elif "cancelled" in event:
+            self.batches[event["batch"]].cancelled = True
+        else:
+            self._begin(event)
+
+    def hold(self, known: Mapping[str, Place]) -> None:
+        """Lets places that were known before be the last word on their outputs."""
+        for output, place in known.items():
+            self._forget(output)
+            self._places[output] = place
+            self.batches[place.batch].open.add(output)
+
+    def _begin(self, event: dict[str, Any]) -> None:
+        cluster = event.get("cluster", "slurm")
+        batch = Batch(event["batch"], len(event["jobs"]), float(event["time"]), cluster)
+        places = {
+            output: Place(batch.name, task, index, *(hashes if len(hashes) == 2 else ("", "")))
+            for task, jobs in enumerate(event["jobs"])
+            for index, (output, *hashes) in enumerate(jobs)
+        }
+        for output in places:
+            self._forget(output)
+        self._places |= places
+        batch.open |= places.keys()
+        self.batches[batch.name] = batch
+
+    def _forget(self, output: str) -> None:
+        place = self._places.pop(output, None)
+        if place:
+            self.batches[place.batch].open.discard(output)
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of the file without what a crash cut short, or a power cut filled with NULs."""
+    try:
+        *whole, last = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [line.strip(b"\0") or line for line in [*whole, *([last] if b"\0" in last else [])] if line.strip()]
