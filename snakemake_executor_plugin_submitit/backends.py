@@ -1,6 +1,7 @@
 """The two places where submitit runs jobs: SLURM, and processes of this machine."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -210,6 +211,19 @@ def cancel_named(backend: Backend, name: str) -> bool:
     except slurm.NoAnswer:
         return False
     return backend.cancel(ids)
+
+
+def _identifier(answer: bytes | str) -> str:
+    """The id in sbatch's own line: a site's wrapper may print others, such as how many jobs there are."""
+    text = answer if isinstance(answer, str) else answer.decode(errors="replace")
+    found = re.findall(r"Submitted batch job (\d+)", text)
+    if not found:
+        raise FailedSubmissionError(f"sbatch said {text!r}, expected 'Submitted batch job' and its id")
+    return found[-1]
+
+
+# an array is submitted by a class that submitit names itself, and submitit takes the first number after "job"
+submitit.SlurmExecutor._get_job_id_from_submission_command = staticmethod(_identifier)
 
 
 def visible_devices() -> list[int]:

@@ -57,6 +57,12 @@ class Submitted:
         except OSError:
             return ""
 
+    @property
+    def seconds(self) -> float:
+        """From its begin to the last change of what it made, by the clock of the files."""
+        ends = [os.stat(path).st_mtime for path in self.job.output]
+        return max(ends) - os.stat(outcome.started(self.outcome)).st_mtime
+
     def streams(self) -> Iterator[Path]:
         """What submitit and SLURM wrote of the job."""
         for ending in ("err", "out"):

@@ -1,6 +1,7 @@
 """Snakemake's remote executor by submitit: batches of ready jobs in, one poll for all of them, results out."""
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -117,19 +118,18 @@ class Executor(RemoteExecutor):
             return
         jobs: list[Submitted] = [info.aux["submitted"] for info in active_jobs]  # pyright: ignore
         began = time.monotonic()
-        there, _ = outcome.existing(submitted.outcome for submitted in jobs)
+        ended, away = outcome.read_all(submitted.outcome for submitted in jobs)
         looked = time.monotonic() - began
-        states = await self._poll({submitted.id for submitted in jobs if submitted.outcome not in there})
-        # they may have ended while we asked; of a folder that cannot be listed now, nothing is known
-        there, away = outcome.existing(submitted.outcome for submitted in jobs) if states is not None else (there, {})
+        states = await self._poll({submitted.id for submitted in jobs if submitted.outcome not in ended})
+        if states is not None:  # they may have ended while we asked
+            ended, away = outcome.read_all(submitted.outcome for submitted in jobs)
         for folder, why in away.items():
             self.voice.once(f"{folder} cannot be read now ({why}); waiting for it")
         for info, submitted in zip(active_jobs, jobs, strict=True):
             if self._submissions.cancelled:
                 continue
-            ended = _read(submitted) if submitted.outcome in there else None
-            if ended is not None:
-                self._finish(info, submitted, ended)
+            if submitted.outcome in ended:
+                self._finish(info, submitted, ended[submitted.outcome])
             elif states is None or submitted.outcome.parent in away or await self._lives(submitted, states):
                 yield info
             else:
@@ -186,7 +186,7 @@ class Executor(RemoteExecutor):
             return self._fail(info, submitted, f"would wait for ever: SLURM says {state.reason}")
         if is_whole(submitted.job):
             self.voice.say(f"{name} left no outcome that can be read, and what it made is whole: it counts as done")
-            return self.report_job_success(info)
+            return self._finish(info, submitted, Outcome("", submitted.host, submitted.seconds, math.nan, math.nan))
         why = state.end if state is not None else "it ended without a result, and SLURM knows no more of it"
         if submitted.life.taken_up and not submitted.life.was_alive:
             self.voice.say(f"{name} ended while nobody looked ({why}); it is submitted again")
@@ -219,14 +219,6 @@ class Executor(RemoteExecutor):
     def _tell_what_is_waited_for(self, jobs: Sequence[Submitted]) -> None:
         told = ((describe(one.job), one.batch.time, self._states.get(one.id)) for one in jobs)
         self.voice.wait(told, self._submissions.waiting, self._submissions.why)
-
-
-def _read(submitted: Submitted) -> Outcome | None:
-    """The outcome; None where it cannot be read now, as that of a job that has left none."""
-    try:
-        return outcome.read(submitted.outcome)
-    except Damaged:
-        return None
 
 
 def _damage(submitted: Submitted) -> str:

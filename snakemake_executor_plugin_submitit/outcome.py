@@ -3,7 +3,8 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,22 +58,26 @@ def read(path: Path) -> Outcome | None:
         raise Damaged(f"{path} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def existing(paths: Iterable[Path]) -> tuple[set[Path], dict[Path, str]]:
-    """Those of the paths that exist, and the folders that cannot be listed now, each with the reason.
+def read_all(paths: Iterable[Path]) -> tuple[dict[Path, Outcome], dict[Path, str]]:
+    """The outcomes that can be read, and the folders that cannot be listed now, each with the reason.
 
     One listing a folder, which also renews what a network file system remembers.
     """
     named: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         named[path.parent].append(path)
-    there: set[Path] = set()
+    found: dict[Path, Outcome] = {}
     away: dict[Path, str] = {}
     for folder, files in named.items():
         try:
-            names: Collection[str] = set(os.listdir(folder))
+            names = set(os.listdir(folder))
         except FileNotFoundError:
-            names = ()
+            continue
         except OSError as error:
-            away[folder], names = str(error), ()
-        there |= {file for file in files if file.name in names}
-    return there, away
+            away[folder] = str(error)
+            continue
+        for file in files:
+            with suppress(Damaged):
+                if file.name in names and (ended := read(file)) is not None:
+                    found[file] = ended
+    return found, away
