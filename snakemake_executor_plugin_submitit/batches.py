@@ -1,5 +1,6 @@
 """What a job is to the scheduler: what it is known by, what it is to do, and with which others it is submitted."""
 
+import math
 import os
 import sys
 import time
@@ -59,9 +60,12 @@ class Submitted:
 
     @property
     def seconds(self) -> float:
-        """From its begin to the last change of what it made, by the clock of the files."""
-        ends = [os.stat(path).st_mtime for path in self.job.output]
-        return max(ends) - os.stat(outcome.started(self.outcome)).st_mtime
+        """From its begin to the last change of what it made, by the clock of the files; nan where that is not known."""
+        try:
+            ends = [os.stat(path).st_mtime for path in self.job.output]
+            return max(ends) - os.stat(outcome.started(self.outcome)).st_mtime
+        except OSError:
+            return math.nan
 
     def streams(self) -> Iterator[Path]:
         """What submitit and SLURM wrote of the job."""

@@ -11,7 +11,7 @@ from waiting import Running
 
 ROOT = Path(__file__).parents[1]
 STAGES = '''
-import json, os, time
+import fcntl, json, os, time
 from pathlib import Path
 
 from fusion.artifacts import new_file
@@ -55,6 +55,19 @@ def write(job):
     """A file of so many bytes, written as stages write."""
     with new_file(job.output["out"]) as file:
         file.write_bytes(b"x" * job.params["bytes"])
+
+def alone(job):
+    """A job that notes each of its starts, and whether it runs anywhere else meanwhile."""
+    with open(job.output["out"] + ".runs", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            words = "start"
+        except BlockingIOError:
+            words = "twice"
+        file.write(words + "\\n")
+        file.flush()
+        time.sleep(job.params["seconds"])
+        Path(job.output["out"]).write_text("made")
 
 def late(job):
     """A job whose outcome appears only when somebody takes the ending away."""
