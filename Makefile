@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test presets lint schema bench slurm-profile
+.PHONY: demo install test presets lint schema bench slurm-profile
+
+install: .venv/demo
 
 demo: .venv/demo
 	$(BIN)/snakemake

@@ -13,6 +13,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/analyse.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/check.smk"
 
 
 onstart:
@@ -22,6 +23,7 @@ onstart:
 
 localrules:  # what takes seconds, and what needs the network: cluster jobs run without one
     all,
+    check,
     finetune,
     fetch_archive,
     prepare_task,
