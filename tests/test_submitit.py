@@ -294,3 +294,8 @@ def test_make_links_the_profile_and_never_replaces_what_is_there(tmp_path: Path)
     refused = link()
     assert refused.returncode != 0 and "left as it is" in refused.stderr
     assert (profile / "config.yaml").read_text() == "mine"
+
+
+def test_the_page_shows_the_script_that_there_is() -> None:
+    page = (ROOT / "docs/slurm.md").read_text()
+    assert f"```bash\n{(ROOT / 'profiles/slurm/driver.sh').read_text()}```" in page
