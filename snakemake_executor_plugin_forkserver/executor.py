@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from logging import LogRecord
+from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -52,6 +53,7 @@ class Executor(LocalExecutor):
         super().__post_init__()
         self._quieten()
         jobs = list(self.dag.needrun_jobs())
+        _require_free(jobs)
         self._progress = Progress(Counter(job.rule.name for job in jobs))
         names = (name.strip() for name in self.executor_settings.preload.split(","))
         self._processes = Processes([name for name in names if name])
@@ -134,6 +136,15 @@ class Executor(LocalExecutor):
             record.wildcards, record.params, record.resources = job.wildcards, job.params, job.resources
             record.input = job.input
         write_benchmark_records(records, str(job.benchmark), self.workflow.output_settings.benchmark_extended)
+
+
+def _require_free(jobs: list[Any]) -> None:
+    """Returns where no job of an earlier run is about to make, on a cluster, what these jobs make."""
+    if Path(".snakemake/submitit/journal.jsonl").exists():
+        # only where there is something to look at: the import takes a while
+        from snakemake_executor_plugin_submitit import batches, elsewhere
+
+        elsewhere.require_free({batches.key(job) for job in jobs})
 
 
 def _is_news(record: LogRecord) -> bool:

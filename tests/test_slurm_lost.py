@@ -168,6 +168,23 @@ def test_jobs_that_nothing_needs_now_are_named(slurm: Slurm, sandbox: Sandbox) -
     assert "2 jobs of an earlier run are still in the queue" in output and f"`scancel {jobs}`" in output, output
 
 
+def test_plain_snakemake_runs_nothing_that_slurm_has(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", jobs=2, steps=3, until="go")
+    running = sandbox.start()
+    until_started(slurm, sandbox, running, 2)
+    jobs = " ".join(sorted(slurm.jobs()))
+    running.end()
+    again, sandbox.options = sandbox.options, ["--executor", "forkserver", "--cores", "1"]
+    code, output = sandbox.run()
+    assert code == 1 and "they make count/0, count/1" in output and f"`scancel {jobs}`" in output, output
+    sandbox.options = again
+    sandbox.release()
+    code, output = sandbox.run()
+    assert code == 0 and [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]], output
+    sandbox.options = ["--executor", "forkserver", "--cores", "1"]
+    assert sandbox.run()[0] == 0
+
+
 def test_jobs_that_died_while_nobody_looked_are_made_by_the_next_command(slurm: Slurm, sandbox: Sandbox) -> None:
     sandbox.rule("count", jobs=2, steps=3, until="go")
     running = sandbox.start()
