@@ -201,7 +201,8 @@ def test_jobs_that_died_while_nobody_looked_are_made_by_the_next_command(slurm: 
 def test_a_bundle_that_a_user_cancels_is_not_submitted_again(slurm: Slurm, sandbox: Sandbox) -> None:
     sandbox.rule("count", jobs=3, resources="runtime=5, mem_mb=100, bundle=3", steps=3, until="go")
     running = sandbox.start("--latency-wait", "2")
-    until_started(slurm, sandbox, running)
+    begun = lambda: any(sandbox.starts(f"count/{i}") for i in range(3))  # noqa: E731
+    wait_for(begun, "the start of the first job", by=running, state=slurm.jobs)
     subprocess.run(["scancel", *slurm.jobs()], check=True)
     code, output = running.finish()
     assert code == 1 and output.count("is lost: it was cancelled") == 3 and len(sandbox.submitted()) == 1, output
