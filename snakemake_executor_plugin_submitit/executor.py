@@ -190,11 +190,11 @@ class Executor(RemoteExecutor):
         why = state.end if state is not None else "it ended without a result, and SLURM knows no more of it"
         if submitted.life.taken_up and not submitted.life.was_alive:
             self.voice.say(f"{name} ended while nobody looked ({why}); it is submitted again")
-            return self._submissions.submit([submitted.job])
+            return self._submissions.later(submitted.job)
         cancelled = state is not None and state.name == "CANCELLED"
         if submitted.is_process_started and not submitted.is_started and not cancelled:
             self.voice.say(f"{name} had not begun when the process that it shared ended; it is submitted again")
-            return self._submissions.submit([submitted.job])
+            return self._submissions.later(submitted.job)
         kept = set_aside(submitted.job) if state is None or state.name == "COMPLETED" else []
         aside = f"; it may have ended well, so that what it made was moved to {', '.join(kept)}" if kept else ""
         self._fail(info, submitted, f"is lost: {_damage(submitted) or why}{aside}")

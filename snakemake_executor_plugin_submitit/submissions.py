@@ -79,6 +79,12 @@ class Submissions:
             self._waiting += [Waiting(job, now) for job in jobs if self._can_be_asked_for(job)]
             self.submit_waiting()
 
+    def later(self, job: Any) -> None:
+        """Lets a job wait for the next `submit_waiting`."""
+        with self._lock:
+            self._watched.pop(batches.key(job), None)
+            self._waiting.append(Waiting(job, time.monotonic()))
+
     def submit_waiting(self) -> None:
         """Submits the jobs that had to wait, as far as there is room."""
         with self._lock:

@@ -251,7 +251,7 @@ def test_with_the_shipped_profile_every_failure_is_told_whole(slurm: Slurm, lite
     literal.rule("fail")
     literal.rule("die")
     literal.rule("facts", name="refused", resources="slurm_partition='nowhere'")
-    group = "    group: 'ab'\n    resources: runtime=5, mem_mb=500\n    log: '{output}.log'\n"
+    group = "    group: 'ab'\n    resources: runtime=5, mem_mb=500\n    log: 'a.log'\n"
     shell = "    shell: 'echo what went wrong > {log}; false'\n"
     literal.add(f"\nrule a:\n    output: 'a.txt'\n{group}{shell}", "a.txt")
     code, output = literal.run()
@@ -281,4 +281,4 @@ def test_a_driver_that_is_a_job_leaves_its_jobs_and_starts_again(slurm: Slurm, l
     wait_for(lambda: not slurm.jobs(), "the end of all jobs", over=slurm.is_over, state=words)
     assert [literal.starts(f"count/{i}") for i in range(2)] == [[0], [0]], words()
     assert all((literal.folder / f"count/{i}").exists() for i in range(2)), words()
-    assert "its 2 jobs stay where they are" in words() and "all 2 done" in words()
+    assert "its 2 jobs stay where they are" in words(), words()
