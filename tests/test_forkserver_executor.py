@@ -134,7 +134,8 @@ def command(*arguments: str) -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": str(folder), "PATH": path}
+    modules = f"{folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    return {**os.environ, "PYTHONPATH": modules, "PATH": path}
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
