@@ -20,13 +20,14 @@ from snakemake.executors.local import common_settings
 from snakemake.logging import ColorizingTextHandler
 from snakemake.settings.enums import Quietness
 from snakemake_interface_common.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from .payload import payload
 from .processes import Processes
 from .progress import Progress
-from .report import describe, has_stage, tail
+from .report import describe, failure, has_stage
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
@@ -57,6 +58,7 @@ class Executor(LocalExecutor):
         self._progress = Progress(Counter(job.rule.name for job in jobs))
         names = (name.strip() for name in self.executor_settings.preload.split(","))
         self._processes = Processes([name for name in names if name])
+        self._causes: dict[Any, str] = {}  # of failed jobs that Snakemake has not asked about yet
         self._warm: Future[None] | None = None
         if any(has_stage(job) for job in jobs):
             self._warm_up()  # in the background, while Snakemake prepares the first job
@@ -82,9 +84,20 @@ class Executor(LocalExecutor):
 
     def handle_job_success(self, job: Any) -> None:
         """Logs how far the run is."""
-        for single in job.jobs if job.is_group() else [job]:
+        for single in _singles(job):
             line = self._progress.finish(single, single.rule.name, describe(single), time.monotonic())
             self.logger.info(line)
+
+    def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs: Any) -> None:
+        """Logs what failed; Snakemake does the same afterwards, unless it is to be quiet about rules."""
+        whole, singles = job_info.job, _singles(job_info.job)
+        causes = {job: self._causes.pop(job) for job in singles if job in self._causes}
+        if not causes and self._is_quiet:
+            causes = {whole: "the error is above"}
+        for job, why in causes.items():
+            logs = [str(log) for single in _singles(job) for log in single.log]
+            tell(self.logger, self.workflow.output_settings.quiet, failure(describe(job), why, logs))
+        super().print_job_error(job_info, msg, **kwargs)
 
     def cancel(self) -> None:
         """Ends all jobs; stages are interrupted first, so that they remove what they have half written."""
@@ -94,11 +107,14 @@ class Executor(LocalExecutor):
                 process.terminate()
         super().cancel()
 
+    @property
+    def _is_quiet(self) -> bool:
+        return Quietness.RULES in (self.workflow.output_settings.quiet or ())
+
     def _quieten(self) -> None:
         """Drops the lines about each round of scheduling, if Snakemake is to be quiet about rules."""
-        quiet = self.workflow.output_settings.quiet or ()
         for handler in self.logger.handlers:
-            if isinstance(handler, ColorizingTextHandler) and Quietness.RULES in quiet:
+            if isinstance(handler, ColorizingTextHandler) and self._is_quiet:
                 handler.addFilter(_is_news)
 
     def _warm_up(self) -> Future[None]:
@@ -119,14 +135,14 @@ class Executor(LocalExecutor):
         for record in records:
             measured = partial(benchmarked, benchmark_record=record) if job.benchmark else nullcontext
             try:
-                code = self._processes.run(payload(job), measured)
+                code, error = self._processes.run(payload(job), measured)
             except ValueError as error:
                 raise WorkflowError(f"{describe(job)}: {error}") from error
             if code and self._processes.stopped:
                 raise KeyboardInterrupt  # Snakemake is ending: this is no failure of the job
             if code:
-                self.logger.error(_failure(job, code))
-                raise SpawnedJobError()  # which Snakemake takes for a failure that has been explained
+                self._causes[job] = error or _end(code)
+                raise SpawnedJobError()  # Snakemake then says nothing of its own, and calls print_job_error
         if job.benchmark:
             self._write_benchmark(job, records)
 
@@ -147,15 +163,18 @@ def _require_free(jobs: list[Any]) -> None:
         elsewhere.require_free({batches.key(job) for job in jobs})
 
 
+def _singles(job: Any) -> list[Any]:
+    """The jobs of a group, or the one job."""
+    return list(job.jobs) if job.is_group() else [job]
+
+
 def _is_news(record: LogRecord) -> bool:
     """False for what Snakemake says in each round of scheduling, with every setting of quiet but `all`."""
     return record.msg != "Select jobs to execute..." and getattr(record, "event", None) != LogEvent.JOB_STARTED
 
 
-def _failure(job: Any, code: int) -> str:
-    """Why the job failed: how it ended, the last lines of its log, and where the rest is."""
-    end = f"ended with exit code {code}"
-    if code < 0:
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        end = f"was killed by signal {-code}{hint}"
-    return f"{describe(job)} {end}. {tail([str(log) for log in job.log])}"
+def _end(code: int) -> str:
+    """How a process ended that raised nothing."""
+    if code > 0:
+        return f"it ended with exit code {code}"
+    return f"it was killed by signal {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}"

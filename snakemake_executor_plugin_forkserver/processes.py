@@ -42,22 +42,25 @@ class Processes:
         if errors:
             raise ValueError(f"cannot preload {errors}; see forkserver-preload in the profile")
 
-    def run(self, job: Job, measured: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> int:
-        """The exit code of the job's own process, minus the signal's number if a signal ended it.
+    def run(self, job: Job, measured: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> tuple[int, str]:
+        """The exit code of the job's own process, minus the signal's number if a signal ended it, and the exception.
 
         The job begins inside the context `measured(pid)` and ends before it does.
         """
         message = ForkingPickler.dumps(job)
-        reader, writer = self._context.Pipe(duplex=False)
-        process = self._start(worker.serve, reader)
+        channel, other_end = self._context.Pipe()
+        process = self._start(worker.serve, other_end)
+        error = ""
         try:
-            with measured(process.pid or 0), writer:
-                with suppress(BrokenPipeError):  # killed this early: its exit code says so
-                    writer.send_bytes(message)
+            with measured(process.pid or 0), channel:
+                with suppress(ConnectionError):  # killed this early: its exit code says so
+                    channel.send_bytes(message)
                 wait([process.sentinel])
+                with suppress(EOFError, ConnectionError):
+                    error = channel.recv()
         finally:
             code = self._finish(process)
-        return code
+        return code, error
 
     def stop(self) -> None:
         """Ends all running jobs: an interrupt first and, after GRACE seconds, a kill. No other can start."""

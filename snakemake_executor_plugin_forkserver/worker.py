@@ -13,17 +13,24 @@ from threading import Thread
 
 from fusion.job import run
 
+from .report import cause
+
 PROGRESS = "» "  # stages begin with this the lines that are for the terminal (fusion.job.progress)
+LONGEST = 1000  # characters of such a line
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def serve(channel: Connection) -> None:
-    """Runs the one Job that comes through `channel`; an exception ends in the job's log and the exit code."""
+    """Runs the one Job that comes through `channel`; an exception goes back through it, and ends in the job's log."""
     _own_group()
     job = channel.recv()
-    limit_threads(job.threads)
-    redirect(job.log)
-    run(job)
+    try:
+        limit_threads(job.threads)
+        redirect(job.log)
+        run(job)
+    except Exception as error:
+        channel.send(cause(error))
+        raise
 
 
 def check_imports(channel: Connection, modules: Sequence[str]) -> None:
@@ -38,10 +45,13 @@ def check_imports(channel: Connection, modules: Sequence[str]) -> None:
     channel.send("; ".join(errors))
 
 
-def redirect(log: str, append: bool = False) -> None:
-    """Sends stdout and stderr to the file `log` for good, progress lines to the terminal too."""
+def redirect(log: str, append: bool = False) -> int:
+    """Sends stdout and stderr to the file `log` for good, progress lines to the terminal too.
+
+    Returns the file descriptor of the terminal.
+    """
     if not log:
-        return
+        return 2
     sys.stdout.flush()
     sys.stderr.flush()
     terminal = os.dup(2)
@@ -51,10 +61,14 @@ def redirect(log: str, append: bool = False) -> None:
     os.dup2(file, 2)
     os.close(file)
     sys.stdout = sys.stderr = _Relay(os.fdopen(1, "wb", closefd=False), terminal)
+    return terminal
 
 
 class _Relay(TextIOWrapper):
-    """A text stream into the log that repeats progress lines on the terminal as soon as they are complete."""
+    """A text stream into the log that repeats progress lines on the terminal as soon as they are complete.
+
+    Of a line, only the beginning of what follows its last `\\r` is kept: progress bars are lines of megabytes.
+    """
 
     def __init__(self, log: BufferedWriter, terminal: int) -> None:
         super().__init__(log, encoding="utf-8", errors="backslashreplace", line_buffering=True)
@@ -63,12 +77,21 @@ class _Relay(TextIOWrapper):
 
     def write(self, text: str, /) -> int:
         written = super().write(text)
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
+        *ends, rest = text.split("\n")
+        for end in ends:
+            line = self._joined(end).rstrip("\r")
+            self._line = ""
             if line.startswith(PROGRESS):
                 with suppress(BrokenPipeError):  # a terminal that was closed is no reason for a job to fail
                     os.write(self._terminal, f"{line}\n".encode())
+        self._line = self._joined(rest)
         return written
+
+    def _joined(self, text: str) -> str:
+        """The line so far with more text; a `\\r` at its end overwrites nothing yet."""
+        line = self._line + text
+        shown = line.rstrip("\r")
+        return shown.rpartition("\r")[2][:LONGEST] + "\r" * (len(line) > len(shown))
 
 
 def limit_threads(threads: int) -> None:

@@ -170,12 +170,12 @@ class Executor(RemoteExecutor):
     def _finish(self, info: SubmittedJobInfo, submitted: Submitted, ended: Outcome) -> None:
         """Reports a job that left its outcome."""
         if ended.error:
-            return self._fail(info, submitted, f"failed: {ended.error}", ended.host)
+            return self._fail(info, submitted, "failed", ended.error, ended.host)
         if has_stage(submitted.job) and submitted.job.benchmark:
             try:
                 _write_benchmark(submitted.job, ended, self.workflow.output_settings.benchmark_extended)
             except OSError as error:
-                return self._fail(info, submitted, f"has no benchmark: {error}", ended.host)
+                return self._fail(info, submitted, "failed", f"its benchmark cannot be written: {error}", ended.host)
         self.report_job_success(info)
 
     def _lose(self, info: SubmittedJobInfo, submitted: Submitted, state: State | None) -> None:
@@ -183,7 +183,7 @@ class Executor(RemoteExecutor):
         name = f"{describe(submitted.job)} (job {submitted.id})"
         if state is not None and state.hopeless:
             self._submissions.backend.cancel([submitted.id])
-            return self._fail(info, submitted, f"would wait for ever: SLURM says {state.reason}")
+            return self._fail(info, submitted, "would wait for ever", f"SLURM says {state.reason}")
         if is_whole(submitted.job):
             self.voice.say(f"{name} left no outcome that can be read, and what it made is whole: it counts as done")
             return self._finish(info, submitted, Outcome("", submitted.host, submitted.seconds, math.nan, math.nan))
@@ -197,15 +197,15 @@ class Executor(RemoteExecutor):
             return self._submissions.later(submitted.job)
         kept = set_aside(submitted.job) if state is None or state.name == "COMPLETED" else []
         aside = f"; it may have ended well, so that what it made was moved to {', '.join(kept)}" if kept else ""
-        self._fail(info, submitted, f"is lost: {_damage(submitted) or why}{aside}")
+        self._fail(info, submitted, "is lost", f"{_damage(submitted) or why}{aside}")
 
-    def _fail(self, info: SubmittedJobInfo, submitted: Submitted, what: str, host: str = "") -> None:
+    def _fail(self, info: SubmittedJobInfo, submitted: Submitted, what: str, why: str, host: str = "") -> None:
         """Reports a job that failed, with the last lines of its log and of what submitit and SLURM wrote."""
         singles = submitted.job.jobs if submitted.job.is_group() else [submitted.job]
         own = [str(path) for job in singles for path in job.log]  # of an earlier run, if it had not begun
         logs = own * (submitted.is_started or submitted.job.is_group()) + [str(path) for path in submitted.streams()]
         where = f" on {host or submitted.host}" if host or submitted.host else ""
-        self.voice.fail(f"{describe(submitted.job)} (job {submitted.id}{where}) {what}\n{tail(logs)}")
+        self.voice.fail(f"{describe(submitted.job)} {what}{where} (job {submitted.id}): {why}\n{tail(logs)}")
         self.report_job_error(info)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:

@@ -1,14 +1,12 @@
 """What a user is told of the jobs: every transition once, whatever `quiet` says, and now and then what is awaited."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from snakemake.settings.enums import Quietness
-
 from snakemake_executor_plugin_forkserver.progress import duration
+from snakemake_executor_plugin_forkserver.report import tell
 
 from .slurm import State
 
@@ -16,9 +14,8 @@ from .slurm import State
 class Voice:
     """Says things by Snakemake's logger; `every`: seconds after which it says what is waited for."""
 
-    def __init__(self, logger: Any, quiet: Iterable[Quietness] | None, every: float) -> None:
-        self._logger, self._every = logger, every
-        self._silenced = Quietness.ALL in (quiet or ())
+    def __init__(self, logger: Any, quiet: Iterable[Any] | None, every: float) -> None:
+        self._logger, self._quiet, self._every = logger, quiet, every
         self._last = time.monotonic()
         self._said: set[str] = set()
         self._away = ""
@@ -37,10 +34,7 @@ class Voice:
     def fail(self, text: str) -> None:
         """Tells of a failure; also where Snakemake is to be quiet about all."""
         self._last = time.monotonic()
-        if self._silenced:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self._logger.error(text)
+        tell(self._logger, self._quiet, text)
 
     def answer(self, away: str = "") -> None:
         """Notes that the scheduler answers, or that it does not, in the words of its programs: each change is said."""

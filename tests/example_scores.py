@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fusion.allocation import ALLOCATION
 from fusion.job import Job
 
 KINDS = ("scores", "predictions", "selection", "diagnostics", "similarity")
@@ -41,6 +42,7 @@ def add_model(folder: Path, method: str, correct: dict[str, np.ndarray], **descr
             "extra_parameters": 0,
             "corruption": "",
         },
+        **dict.fromkeys((f"{step}{name}" for step in ("", "evaluate_") for name in ALLOCATION), np.nan),
         **{"config_hash": "c0ffee", "code_version": "0.1.0", "reason": "", "entropy": 0.5, **described},
     }
     entropy = model.pop("entropy")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from socket import gethostname
 
 import psutil
 import pytest
@@ -133,7 +134,8 @@ def command(*arguments: str) -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": str(folder), "PATH": path}
+    modules = f"{folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    return {**os.environ, "PYTHONPATH": modules, "PATH": path}
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -218,11 +220,17 @@ def test_the_stock_local_executor_gives_the_same_outputs_and_logs(finished: tupl
 def test_failed_stages_show_the_end_of_their_logs_and_lose_their_outputs(workflow: Path) -> None:
     run = snakemake(workflow, "--keep-going", "model.txt", "dead.txt", "unnamed.txt")
     assert run.returncode == 1
-    assert "fail ended with exit code 1. The end of its log logs/fail.log:" in run.stdout
+    assert (
+        f"fail failed on {gethostname()}: RuntimeError: the loss is nan\nThe end of its log logs/fail.log:"
+        in run.stdout
+    )
     assert "    RuntimeError: the loss is nan\n" in run.stdout and "step 5\n" not in run.stdout
     assert "step 5\n" in (workflow / "logs/fail.log").read_text()
     assert not (workflow / "model.txt").exists()
-    assert "die was killed by signal 9 (out of memory?). The end of its log logs/die.log:" in run.stdout
+    killed = (
+        f"die failed on {gethostname()}: it was killed by signal 9 (out of memory?)\nThe end of its log logs/die.log:"
+    )
+    assert killed in run.stdout
     assert "    about to die\n" in run.stdout
     assert "unnamed: got 1 output files without a name (unnamed.txt)" in run.stdout
 

@@ -405,3 +405,14 @@ def test_numbers_read_well() -> None:
 def test_tables_and_report_do_not_import_torch() -> None:
     code = "import sys, fusion.stages.tables, fusion.stages.report; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_rules_that_asked_for_far_too_much_are_named_where_the_costs_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_pair(tmp_path)
+    add_model(tmp_path, "ties", {"a": first(5, 10)}, space="weight", suite="single", asked_mb=8000.0, used_mb=900.0)
+    said = "used under a quarter of what was asked for (set-resources in profiles/slurm): fuse 900 of 8000 MB"
+    page = report_of(tmp_path)[0]
+    assert page.count(f"<p>Jobs {said}</p>") == 1
+    assert said in capsys.readouterr().out, "the log of the tables says it, too"

@@ -205,7 +205,7 @@ def test_a_bundle_that_a_user_cancels_is_not_submitted_again(slurm: Slurm, sandb
     wait_for(begun, "the start of the first job", by=running, state=slurm.jobs)
     subprocess.run(["scancel", *slurm.jobs()], check=True)
     code, output = running.finish()
-    assert code == 1 and output.count("is lost: it was cancelled") == 3 and len(sandbox.submitted()) == 1, output
+    assert code == 1 and output.count("): it was cancelled") == 3 and len(sandbox.submitted()) == 1, output
 
 
 def test_no_more_jobs_than_asked_for_are_in_the_queue_and_files_of_good_ones_are_removed(
@@ -256,11 +256,12 @@ def test_with_the_shipped_profile_every_failure_is_told_whole(slurm: Slurm, lite
     literal.add(f"\nrule a:\n    output: 'a.txt'\n{group}{shell}", "a.txt")
     code, output = literal.run()
     assert code == 1, output
-    assert f"on {HOST}) failed: ValueError: the loss is nan\nThe end of its log logs/fail/0.log:" in output
-    assert "fail i=0 (job " in output and "line 39" in output
-    assert f"on {HOST}) is lost: its process failed or was killed\nThe end of its log logs/die/0.log:" in output
+    assert "ValueError: the loss is nan\nThe end of its log logs/fail/0.log:" in output
+    assert f"fail i=0 failed on {HOST} (job " in output and "line 39" in output
+    assert f"die i=0 is lost on {HOST} (job " in output
+    assert "): its process failed or was killed\nThe end of its log logs/die/0.log:" in output
     assert "refused i=0 was not submitted: sbatch: error: invalid partition specified: nowhere" in output
-    assert "group ab (job " in output and "its Snakemake ended with exit code 1" in output
+    assert f"group ab (a) failed on {HOST} (job " in output and "its Snakemake ended with exit code 1" in output
     assert "what went wrong" in output
 
 

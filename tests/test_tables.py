@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from example_scores import add_failure, add_model, add_run, first, tables_job, write
 
+from fusion.allocation import ALLOCATION
 from fusion.intervals import difference_z, percentile_interval, resampled_means, wilson
 from fusion.stages.tables import TABLES, make_tables, markdown
+from fusion.tables.costs import too_much_asked
 from fusion.tables.leaderboard import COLUMNS
 from fusion.tables.score_rows import GROUP
 
@@ -206,6 +208,23 @@ def test_costs_hold_fine_tuning_per_task_and_fusion_per_method(run: Path) -> Non
     assert scored[["seconds", "queue_seconds", "seeds", "peak_bytes"]].tolist() == [3.0, 1.0, 1, 2000]
     assert costs.loc[("evaluate", "individual", "a"), "seeds"] == 2
     assert "pretrained" not in costs.drop("evaluate").index.get_level_values("method")
+
+
+def test_a_rule_that_used_under_a_quarter_of_what_it_asked_for_is_named(tmp_path: Path) -> None:
+    asked = {"asked_mb": 8000.0, "asked_minutes": 240.0, "evaluate_asked_mb": 4000.0}
+    used = {"used_mb": 1500.0, "used_minutes": 100.0, "evaluate_used_mb": 1200.0}
+    add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight", **asked, **used)
+    more = used | {"used_mb": 1900.0, "seed": 1}
+    add_model(tmp_path, "ties", {"a": first(8, 10)}, space="weight", **asked, **more)
+    costs = tables_of(tmp_path)["costs"].set_index("step")
+    assert costs.loc["fuse", list(ALLOCATION)].tolist() == [8000, 1900, 240, 100]
+    assert costs.loc["evaluate", list(ALLOCATION)].fillna(0).tolist() == [4000, 1200, 0, 0]
+    assert too_much_asked(costs.reset_index()).endswith(": fuse 1900 of 8000 MB")
+
+
+def test_nothing_is_said_of_what_nobody_was_asked_for(run: Path) -> None:
+    costs = tables_of(run)["costs"]
+    assert costs[list(ALLOCATION)].isna().all().all() and too_much_asked(costs) == ""
 
 
 def test_a_cost_that_was_not_measured_is_missing(tmp_path: Path) -> None:

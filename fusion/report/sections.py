@@ -11,6 +11,7 @@ from fusion.report.boards import ABOUT_CLASS, boards
 from fusion.report.figures import heat_map, selection_curves, similarity_maps
 from fusion.report.published import published_tables
 from fusion.report.size_curves import size_curves
+from fusion.tables.costs import too_much_asked
 from fusion.tables.labels import duration, in_space, label, millions, percent, size
 from fusion.tables.score_rows import CLASSES, GROUP, by_place, of_suite
 
@@ -44,6 +45,7 @@ def sections(tables: Tables) -> list[dict[str, Any]]:
                 "similarity": similarity_maps(part["similarity"]) if len(part["similarity"]) else "",
                 "fine_tuning": _fine_tuning(part["costs"], tasks),
                 "fusion": _fusion(part["costs"], methods),
+                "too_much_asked": too_much_asked(part["costs"]),
                 "sizes": size_curves(part["subsets"], methods) if len(part["subsets"]) else "",
                 "masks": _masks(part["diagnostics"]),
                 "published": published_tables(part["published"], methods),

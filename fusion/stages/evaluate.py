@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from fusion.allocation import ALLOCATION, allocation
 from fusion.artifacts import digest, new_file, read_json
 from fusion.backbones import open_backbone
 from fusion.cost import measured
@@ -24,6 +25,7 @@ from fusion.suites import Scored, Suite
 NOT_MEASURED = {
     **{"split": "test", "data_hash": "", "seen": True, "task": "", "metric": "accuracy", "n": 0},
     **dict.fromkeys(("value", "ci_low", "ci_high", "evaluate_seconds", "evaluate_queue_seconds"), float("nan")),
+    **dict.fromkeys((f"evaluate_{name}" for name in ALLOCATION), float("nan")),
     "evaluate_peak_bytes": -1,
 }
 PREDICTIONS = {
@@ -49,6 +51,7 @@ def evaluate(job: Job) -> None:
     with measured() as cost:
         scores, examples = _scored(job, row, folder)
     spent = {"seconds": cost.seconds, "queue_seconds": queue_seconds(), "peak_bytes": cost.peak_bytes}
+    spent |= dict.fromkeys(ALLOCATION, float("nan")) | allocation()
     spent = {f"evaluate_{name}": value for name, value in spent.items()}
     scores = [one | spent for one in scores]
     _write(job, scores, examples)
@@ -156,6 +159,7 @@ def _facts(job: Job, folder: Path | None) -> dict[str, Any]:
         "select_seconds": recipe.get("select_seconds", float("nan")),
         "peak_bytes": recipe.get("peak_bytes", training.get("peak_bytes", -1)),
         "extra_parameters": recipe.get("extra_parameters", 0),
+        **{name: made.get(name, float("nan")) for name in ALLOCATION},
         "reason": recipe.get("reason", ""),
     }
 

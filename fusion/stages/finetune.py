@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from fusion.adapter import WEIGHTS
 from fusion.ahead import ahead
+from fusion.allocation import allocation
 from fusion.artifacts import digest, new_folder, sha256, write_json
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
@@ -78,7 +79,7 @@ def finetune(job: Job) -> None:
             rank = next(t for n, t in load_file(init / WEIGHTS).items() if "lora_A" in n).shape[0]
             state = adapter_state(backbone.module, mode, init)
             save_adapter(folder, state, lora_config(mode["adapter"], rank // mode["adapter"]["r"]))
-        facts |= {"peak_bytes": cost.peak_bytes, "queue_seconds": queue_seconds()}
+        facts |= {"peak_bytes": cost.peak_bytes, "queue_seconds": queue_seconds(), **allocation()}
         write_json(folder / "training.json", facts | {"config_hash": made_from, "code_version": job.params["code"]})
     resume.unlink(missing_ok=True)
     progress(f"{label}: loss {facts['first_loss']:.2f} → {facts['last_loss']:.2f} in {facts['seconds']:.0f} s")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from fusion.allocation import allocation
 from fusion.artifacts import new_file, new_folder, write_json
 from fusion.backbones import Backbone, open_backbone
 from fusion.candidates import Candidate, as_text, candidates, used
@@ -72,6 +73,7 @@ def _fuse(job: Job) -> None:
         "fuse_seconds": chosen.cost.seconds + sum(float(one.metadata["seconds"]) for one in taken),
         "select_seconds": time.monotonic() - began,
         "queue_seconds": queue_seconds(),
+        **allocation(),
         "peak_bytes": chosen.cost.peak_bytes,
         "extra_parameters": chosen.merged.extra_parameters,
         "diagnostics": diagnostics,

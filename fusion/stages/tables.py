@@ -8,6 +8,7 @@ import pandas as pd
 
 from fusion.artifacts import new_folder
 from fusion.job import Job
+from fusion.tables.costs import make_costs, too_much_asked
 from fusion.tables.leaderboard import make_leaderboard, read_correct
 from fusion.tables.published import make_published
 from fusion.tables.robustness import make_robustness
@@ -52,6 +53,8 @@ def make_tables(job: Job) -> None:
         "published": make_published(whole, job.params["published"]),
         "robustness": make_robustness(leaderboard, whole),
     }
+    if warning := too_much_asked(tables["costs"]):
+        print(warning)
     with new_folder(job.output["tables"]) as folder:
         for name in TABLES:
             tables[name].to_parquet(folder / f"{name}.parquet", index=False)
@@ -101,41 +104,6 @@ def make_selection(selection: pd.DataFrame) -> pd.DataFrame:
         selected_seeds=("selected", "sum"),
     )
     return table.astype({"scaling": float}).sort_values([*keys[:-1], "scaling", "hyperparameters"], ignore_index=True)
-
-
-def make_costs(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row per fine-tuning (step "finetune"), fusion ("fuse") and evaluation ("evaluate"), averaged over seeds.
-
-    Columns: step, GROUP, task (that an individual model was trained on, else ''), seconds (of a fusion, merging the
-    chosen candidate alone), select_seconds (of a fusion: the whole search over the grid, scoring included),
-    seconds_std (of seconds), queue_seconds (before the job began), seeds, peak_bytes (on a GPU: its memory),
-    extra_parameters (stored beyond those of one model). A model that could not be made has no row.
-    """
-    made = scores[scores["reason"] == ""].drop(columns="task").rename(columns={"trained_on": "task"})
-    finetuned = made["method"].isin(["individual", "multitask"])
-    steps = {"finetune": made[finetuned], "fuse": made[~finetuned & (made["method"] != "pretrained")], "evaluate": made}
-    frames = []
-    for step, rows in steps.items():
-        rows = rows.assign(step=step, seconds=rows[f"{step}_seconds"])
-        if step == "evaluate":
-            queued, peak = rows["evaluate_queue_seconds"], rows["evaluate_peak_bytes"]
-            rows = rows.assign(queue_seconds=queued, peak_bytes=peak, select_seconds=np.nan)
-        frames.append(rows)
-    spent = pd.concat(frames, ignore_index=True)
-    # A cost that was not measured is written as a negative number.
-    spent["peak_bytes"] = spent["peak_bytes"].where(spent["peak_bytes"] >= 0)
-    keys = ["step", *GROUP, "task"]
-    figures = ["seconds", "select_seconds", "queue_seconds", "peak_bytes", "extra_parameters"]
-    by_seed = spent.groupby([*keys, "seed"], as_index=False)[figures].first()
-    return by_seed.groupby(keys, as_index=False).agg(
-        seconds=("seconds", "mean"),
-        select_seconds=("select_seconds", "mean"),
-        seconds_std=("seconds", "std"),
-        queue_seconds=("queue_seconds", "mean"),
-        seeds=("seed", "nunique"),
-        peak_bytes=("peak_bytes", "max"),
-        extra_parameters=("extra_parameters", "max"),
-    )
 
 
 def make_similarity(similarity: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from fusion.allocation import ALLOCATION
+
 MEASUREMENT = [  # what was measured, of which model; rows are sorted by it
     *("domain", "backbone", "mode", "space", "suite", "n_tasks", "method", "method_class", "hyperparameters"),
     *("selected_on", "adapted_on", "seed", "trained_on", "task", "seen", "split", "corruption", "metric"),
@@ -12,6 +14,7 @@ SCORES = [
     *MEASUREMENT,
     *("value", "n", "ci_low", "ci_high", "finetune_seconds", "fuse_seconds", "select_seconds", "queue_seconds"),
     *("peak_bytes", "evaluate_seconds", "evaluate_queue_seconds", "evaluate_peak_bytes"),
+    *(*ALLOCATION, *(f"evaluate_{name}" for name in ALLOCATION)),
     *("extra_parameters", "config_hash", "data_hash", "code_version", "reason"),
 ]
 GROUP = ["backbone", "suite", "mode", "space", "method_class", "method"]

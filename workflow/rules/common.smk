@@ -8,8 +8,10 @@ from fusion.pipelines import parts
 from fusion.provenance import PACKAGE, code_hash
 from fusion.published import read_published, zero_shot
 from fusion.staleness import decide_by_records
+from snakemake_executor_plugin_submitit.asked import show_in_dry_runs
 
 decide_by_records()
+show_in_dry_runs()
 PLAN = read(config)
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
