@@ -144,17 +144,7 @@ def _tensors(merged: Merged, order: Order, what: str, stopping: Stopping) -> Ite
             print(f"{what}{done}/{total} tensors, {now - began:.1f} s", file=sys.stderr, flush=True)
             told = now
         stopping.check()
-        _require_variance(*one)
         yield one
-
-
-def _require_variance(name: str, tensor: Tensor) -> None:
-    """ValueError where the running variance of a batch normalization has come out negative: its root is NaN."""
-    if name.endswith("running_var") and (lowest := tensor.min().item() if tensor.numel() else 0) < 0:
-        raise ValueError(
-            f"merged tensor {name!r} holds {lowest:.3g}, and a variance is never negative: this method goes beyond the "
-            "models that it merges; expected a smaller scaling"
-        )
 
 
 def _require_companions(pretrained: Path) -> None:

@@ -291,6 +291,19 @@ def test_a_merge_that_is_not_finite_is_an_error_that_names_the_tensor() -> None:
         half.map(lambda layer: layer.taus.sum(0)).tensors()
 
 
+@pytest.mark.parametrize("coordinatewise", [True, False])
+def test_a_running_variance_that_came_out_negative_is_an_error_however_the_model_is_read(
+    coordinatewise: bool, tmp_path: Path
+) -> None:
+    taus = TaskVectors({"bn.running_var": torch.ones(3)}, [{"bn.running_var": torch.full((3,), 0.25)}])
+    merged = taus.map(lambda layer: layer.taus.sum(0), scaling=2.0, coordinatewise=coordinatewise)
+    for read in (merged.tensors, lambda: merged.save(tmp_path / "merged.safetensors"), merged.held().tensors):
+        with pytest.raises(ValueError, match=r"merged tensor 'bn\.running_var' holds -0\.5, and .* smaller scaling"):
+            read()
+    assert not list(tmp_path.iterdir())
+    assert merged.at(0.5).tensors()["bn.running_var"].tolist() == [0.625] * 3
+
+
 def test_no_fine_tuned_model_is_an_error() -> None:
     with pytest.raises(ValueError, match="expected at least one"):
         TaskVectors(model([1.0]), [])
