@@ -4,7 +4,7 @@ Nothing here reads more than a sample of the weights.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusion.adapter import CONFIG, is_adapter
-from fusion.architecture import Config, read_config
+from fusion.architecture import UNTIED_FROM, Config, is_head, read_config
 from fusion.artifacts import read_json
 from fusion.card import model_name
 from fusion.catalogue import of_matrices
@@ -50,7 +50,7 @@ def oddities(
     for path, model in zip(finetuned, models, strict=True):
         if not is_adapter(path):  # those name their base, and are it but for a low rank
             yield from _another_base(pretrained, path, base, model)
-            yield from _another_configuration(pretrained, path)
+            yield from _another_configuration(pretrained, path, base)
             yield from _another_vocabulary(pretrained, path)
     yield from _other_labels(pretrained, [path for path in finetuned if not is_adapter(path)])
     yield from _bases_of_adapters(pretrained, [path for path in finetuned if is_adapter(path)])
@@ -88,12 +88,16 @@ def _sample(tensor: Tensor) -> Tensor:
     return flat.double()
 
 
-def _another_configuration(pretrained: Path, path: Path) -> Iterator[str]:
-    """A line about every setting that both models name and that makes other outputs of the same weights."""
+def _another_configuration(pretrained: Path, path: Path, base: Iterable[str]) -> Iterator[str]:
+    """A line about every setting that both models name and that makes other outputs of the same weights.
+
+    Whether embeddings are tied makes none where P has a head of its own, which the other model then has too.
+    """
+    has_head = any(map(is_head, base))
     ours, theirs = _settings(read_config(pretrained)), _settings(read_config(path))
     for key in [key for key in ours if key in theirs]:
         one, two = ours[key], theirs[key]
-        if one == two:
+        if one == two or (key.endswith("tie_word_embeddings") and one is False and has_head):
             continue
         if isinstance(one, dict) and isinstance(two, dict):
             item = next(item for item in sorted(one.keys() | two.keys()) if one.get(item) != two.get(item))
@@ -193,11 +197,12 @@ def _bases_of_adapters(pretrained: Path, adapters: Sequence[Path]) -> Iterator[s
 
 
 def _names(pretrained: Path) -> set[str]:
-    """All that P may be called: parts of its path, its name on a hub, what its configuration says."""
-    paths = (pretrained.absolute(), pretrained.resolve())
+    """All that P may be called: parts of its path, its name on a hub, what its configuration says of its origin."""
+    config = read_config(pretrained)
+    origin = [pretrained, *(Path(str(config[key])) for key in ("_name_or_path", UNTIED_FROM) if config.get(key))]
+    paths = [form for path in origin for form in (path.absolute(), path.resolve())]
     known = {part.lower().removesuffix(".safetensors") for path in paths for part in path.parts}
-    said = str(read_config(pretrained).get("_name_or_path") or "")
-    return known | {_last(model_name(path)) for path in paths} | ({_last(said)} if said else set())
+    return known | {_last(model_name(path)) for path in paths}
 
 
 def _last(name: str) -> str:
