@@ -66,11 +66,13 @@ class Adapter(Mapping[str, Tensor]):
             self._place(key, config)
         if not self._updates and not self._replaced:
             raise ValueError(f"{folder / WEIGHTS} holds no tensor; expected the adapter's")
-        for option, lacking in absent(config, base, self._updates.keys() | self._replaced.keys()).items():
+        adapted = self._updates.keys() | self._replaced.keys()
+        for option, lacking in absent(config, base, adapted, self._config).items():
             if lacking:
+                way = "write 'none' there for those of P" if option == "bias" else "name there only what it adapts"
                 raise ValueError(
                     f"{folder / WEIGHTS} has nothing for {', '.join(lacking[:3])} ({len(lacking)} in all), which "
-                    f"{option} in {CONFIG} names; save the adapter again, or name there only what it adapts"
+                    f"{option} in {CONFIG} names; save the adapter again, or {way}"
                 )
 
     def __getitem__(self, name: str) -> Tensor:

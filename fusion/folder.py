@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,18 @@ def model_class(config: Mapping[str, Any]) -> str | None:
     name = next(iter(config.get("architectures") or ()), None)
     is_known = isinstance(name, str) and "auto_map" not in config and hasattr(transformers, name)
     return name if is_known else None
+
+
+def unused(config: Mapping[str, Any]) -> Iterable[str] | None:
+    """Patterns of tensors that a model's class passes over in its files, such as layers that predict further words.
+
+    None where transformers has no such class.
+    """
+    import transformers
+
+    name = next(iter(config.get("architectures") or ()), None)
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    return None if kind is None else getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
 
 
 def pickled(folder: Path) -> Path | None:
