@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fusion import architecture
-from fusion.architecture import Config, is_conv1d, is_head, is_shared, is_table, is_tied, untie
+from fusion.architecture import Config, is_conv1d, is_head, is_shared, is_table, is_tied, read_config, untie
 from fusion.artifacts import read_json
 from fusion.checkpoint import INDEX, NAMES, Checkpoint, is_float, shape
 from fusion.targets import absent, near, of_module
@@ -51,11 +51,14 @@ class Adapter(Mapping[str, Tensor]):
     Tensors that the adapter holds in full (`modules_to_save`, biases) replace the model's. Raises ValueError
     naming the tensor or the option if anything in the adapter is unknown or fits no tensor of the model, if it
     changes a tensor that the model uses twice, or lacks layers that its configuration names. model: config.json of
-    the model that it adapts, where there is one.
+    the model that it adapts, where there is one; by default that beside the file of `base`.
     """
 
-    def __init__(self, folder: Path, base: Mapping[str, Tensor], model: Config | None = None) -> None:
-        self.path, self.base, self._config = folder, base, model or {}
+    def __init__(self, folder: str | Path, base: Mapping[str, Tensor], model: Config | None = None) -> None:
+        self.path, self.base = Path(folder), base
+        if model is None and isinstance(base, Checkpoint):
+            model = read_config(base.path)
+        self._config, folder = model or {}, self.path
         self._state = Checkpoint(folder / WEIGHTS)
         self.files = (folder / CONFIG, *self._state.files)
         config = read_json(folder / CONFIG)
@@ -186,9 +189,10 @@ def is_adapter(path: Path) -> bool:
     if whole is None:
         return True
     give = f"give {whole} for the whole model, or " if whole.name in NAMES else ""
+    own = " and ".join(name for name in (CONFIG, WEIGHTS, "adapter_model.bin") if (path / name).is_file())
     raise ValueError(
         f"{path} holds a PEFT adapter ({CONFIG}) and a whole model ({whole.name}); expected one of them: {give}move "
-        f"{CONFIG} and {WEIGHTS} into a folder of their own"
+        f"{own} into a folder of their own"
     )
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -61,6 +63,14 @@ def test_a_whole_model_beside_an_adapter_is_refused_and_both_ways_out_lead_out(
     assert combine(models / "base", tmp_path / "apart", both, tmp_path / "own") == 0
     assert combine(models / "base", tmp_path / "again", models / "a", models / "lora") == 0
     assert_same(read(tmp_path / "apart"), read(tmp_path / "again"))
+
+
+def test_the_pickled_weights_of_an_adapter_beside_a_model_are_named_as_they_are(
+    models: Path, both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (both / "adapter_model.safetensors").rename(both / "adapter_model.bin")
+    assert combine(models / "base", tmp_path / "out", both) == 1
+    assert "move adapter_config.json and adapter_model.bin into a folder of their own" in error(capsys)
 
 
 def test_of_a_sharded_model_beside_an_adapter_the_index_is_the_way_out(
@@ -217,6 +227,11 @@ OTHERS: dict[str, Any] = {
         ["lm_head"],
     ),
     "bert": (BertForMaskedLM, BertConfig(vocab_size=40, **BERT), ["word_embeddings"]),
+    "distilbert": (
+        DistilBertForMaskedLM,
+        DistilBertConfig(vocab_size=40, dim=16, hidden_dim=24, n_layers=1, n_heads=2),
+        ["vocab_projector"],
+    ),
     "mamba": (
         MambaForCausalLM,
         MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4),
