@@ -17,7 +17,7 @@ from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
 from fusion.checkpoint import Checkpoint, Layout, save, size
-from fusion.folder import companions, copy_companions, exports
+from fusion.folder import copy_companions, exports, large
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
 from fusion.oddities import oddities
@@ -148,12 +148,14 @@ def _tensors(merged: Merged, order: Order, what: str, stopping: Stopping) -> Ite
 
 
 def _require_companions(pretrained: Path) -> None:
-    """ValueError where P has what can be neither copied nor left out; a line on stderr about what is left out."""
-    list(companions(pretrained))
-    if left_out := exports(pretrained):
-        print(
-            f"left out: {', '.join(left_out)} (made of the weights of P; export the merged model anew)", file=sys.stderr
-        )
+    """ValueError where P has what can be neither copied nor left out; lines on stderr about what is left out."""
+    reasons = {
+        "made of the weights of P; export the merged model anew": exports(pretrained),
+        "over 100 MB; copy it into the merged folder, if the model needs it": large(pretrained),
+    }
+    for reason, names in reasons.items():
+        if names:
+            print(f"left out: {', '.join(names)} ({reason})", file=sys.stderr)
 
 
 def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequence[Path]) -> Facts:

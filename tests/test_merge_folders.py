@@ -29,6 +29,7 @@ from transformers import (
 from fusion.architecture import is_tied, read_config, untie
 from fusion.artifacts import read_json, write_json
 from fusion.cli import main
+from fusion.folder import SMALL
 
 
 def combine(base: Path, out: Path, *finetuned: Path, method: str = "simple_average", options: Any = ()) -> int:
@@ -114,6 +115,19 @@ def test_sub_folders_without_weights_are_copied_and_exports_left_out_aloud(
     assert names(tmp_path / "out/1_Pooling") == {"config.json", "more"}
     assert names(tmp_path / "out/1_Pooling/more") == {"note.txt"}
     assert capsys.readouterr().err.startswith("left out: onnx, coreml, original (made of the weights of P")
+
+
+def test_large_files_of_no_known_kind_are_left_out_aloud(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(models / "base", tmp_path / "base")
+    (base / "1_Index").mkdir()
+    for name, size in {"1_Index/all.faiss": SMALL + 1, "corpus.txt": SMALL + 1, "1_Index/few.faiss": 9}.items():
+        with open(base / name, "wb") as file:
+            file.truncate(size)
+    assert combine(base, tmp_path / "out", models / "a") == 0
+    assert names(tmp_path / "out/1_Index") == {"few.faiss"} and not (tmp_path / "out/corpus.txt").exists()
+    assert capsys.readouterr().err.startswith("left out: 1_Index/all.faiss, corpus.txt (over 100 MB; copy it into ")
 
 
 def test_a_sub_folder_with_weights_is_refused_by_name_before_the_merge_and_without_it_merges(
