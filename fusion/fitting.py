@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from fusion.checkpoint import is_float, shape
@@ -31,6 +32,23 @@ def fitting(
         _check_mapping(f"finetuned[{place}]", model)
         _check_same_tensors(pretrained, model)
     return models
+
+
+def require_wide(name: str, tensor: Tensor, model: Mapping[str, Tensor]) -> None:
+    """ValueError for a tensor of eight bits, which has its scales elsewhere."""
+    if tensor.dtype.itemsize == 1:
+        raise ValueError(
+            f"tensor {name!r} of {where(model)} is {tensor.dtype}; expected 16 bits or more: quantized weights must be "
+            "converted back first"
+        )
+
+
+def not_finite(name: str, pretrained: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> ValueError:
+    """The error about a task vector that is not finite: which model is to blame, or that no model is."""
+    for model in (pretrained, *finetuned):
+        if not torch.isfinite(model[name]).all():
+            return ValueError(f"tensor {name!r} of {where(model)} holds NaN or infinity; expected finite numbers")
+    return ValueError(f"the difference of tensor {name!r} overflows {pretrained[name].dtype}")
 
 
 def where(model: Mapping[str, Tensor]) -> str:

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
-from fusion.architecture import Config, embedding, is_copy, is_head, is_tied, read_config, untie
 from fusion.artifacts import new_file, new_folder
 from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
@@ -21,6 +19,7 @@ from fusion.folder import copy_companions, exports, large
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
 from fusion.oddities import oddities
+from fusion.opening import open_finetuned, open_pretrained
 from fusion.sharded import FORMAT, require_storable, save_folder
 from fusion.stopping import Stopping
 from fusion.vectors import TaskVectors
@@ -55,8 +54,8 @@ class Order(NamedTuple):
 
 def run(order: Order, stopping: Stopping) -> None:
     """Writes the merged model and its card to `order.out`, whole or not at all."""
-    base = _open_pretrained(order.pretrained)
-    models = [_open(path, base, order.pretrained) for path in order.finetuned]
+    base = open_pretrained(order.pretrained)
+    models = [open_finetuned(path, base) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
     heads: Sequence[View] = ()
@@ -170,33 +169,3 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
         text += " What not all models have is not merged; that of each is in `heads/`, by its own names."
     library = "transformers" if (order.pretrained / "config.json").is_file() else "safetensors"
     return Facts(order.pretrained, order.finetuned, files, order.seed, order.command, text, library)
-
-
-def _open_pretrained(path: Path) -> Checkpoint:
-    if is_adapter(path) or path.name == WEIGHTS:
-        raise ValueError(f"--pretrained {path} is a PEFT adapter; expected the model that it adapts")
-    return Checkpoint(path)
-
-
-def _open(path: Path, base: Mapping[str, Tensor], pretrained: Path) -> Checkpoint | Adapter:
-    if path.name == WEIGHTS:
-        raise ValueError(f"{path} is the weights of a PEFT adapter; expected its folder, with {CONFIG}")
-    config = read_config(pretrained)
-    if is_adapter(path):
-        return Adapter(path, base, config)
-    model = Checkpoint(path)
-    return _without_tied_head(model, base, config) if is_tied(config, base) else model
-
-
-def _without_tied_head(model: Checkpoint, base: Mapping[str, Tensor], config: Config) -> Checkpoint:
-    """The model without a head that it stores and P does not; ValueError where that is not its embedding."""
-    for head in [name for name in model if is_head(name) and name not in base]:
-        table = embedding(model)
-        if table is None or not is_copy(model, head, table):
-            raise ValueError(
-                f"{model!r} has {head!r}, which is tied to the input embedding in {base!r} and here differs from "
-                f"{table!r}: the head was trained apart; as every model that has no head of its own, {untie(config)}"
-            )
-        print(f"left out: {head!r} of {model!r}, a copy of {table!r}, to which P ties it", file=sys.stderr)
-        model = model.only(name for name in model if name != head)
-    return model

@@ -3,32 +3,25 @@
 Nothing here reads more than a sample of the weights.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusion.adapter import CONFIG, is_adapter
-from fusion.architecture import UNTIED_FROM, Config, is_head, read_config
+from fusion.architecture import UNTIED_FROM, is_head, read_config
 from fusion.artifacts import read_json
 from fusion.card import model_name
 from fusion.catalogue import of_matrices
 from fusion.checkpoint import is_float, shape
 from fusion.pipelines import parts
+from fusion.settings import settings
 
 RUNS, LENGTH = 16, 256  # of neighbouring coordinates, read of each tensor: a page of a file each
 DISTANCE, COSINE = 0.5, 0.9  # ‖τ‖ / ‖θ0‖ and cos(θ_t, θ0) that no fine-tuning of a large model comes to
 LARGE, UNRELATED = 1 << 20, 0.1  # coordinates; a smaller model may move far, but keeps some of its direction
-MATTERS = re.compile(
-    r"rope_(theta|type)|((low|high)_freq_|attention_|partial_rotary_)?factor|rotary_(pct|emb_base)|rope_local_base_freq"
-    r"|.*norm.*eps.*|id2label|vocab_size|hidden_act(ivation)?|activation(_function)?|feed_forward_proj"
-    r"|tie_word_embeddings|num_(\w+_)?heads|n_heads?|num_experts_per_tok|\w+_logit_softcapping"
-)
-ROTARY = ("rope_parameters", "rope_scaling")
 # The words of a tokenizer by their numbers, in the order of preference where two models have more than one of them
 VOCABULARIES = (
     *("tokenizer.json", "vocab.json", "vocab.txt"),
@@ -94,7 +87,7 @@ def _another_configuration(pretrained: Path, path: Path, base: Iterable[str]) ->
     Whether embeddings are tied makes none where P has a head of its own, which the other model then has too.
     """
     has_head = any(map(is_head, base))
-    ours, theirs = _settings(read_config(pretrained)), _settings(read_config(path))
+    ours, theirs = settings(read_config(pretrained)), settings(read_config(path))
     for key in [key for key in ours if key in theirs]:
         one, two = ours[key], theirs[key]
         if one == two or (key.endswith("tie_word_embeddings") and one is False and has_head):
@@ -140,9 +133,9 @@ def _words(file: Path) -> dict[str, int]:
 
 def _other_labels(pretrained: Path, finetuned: Sequence[Path]) -> Iterator[str]:
     """A line where models have the same classes in other orders, and P does not name any."""
-    if _settings(read_config(pretrained)).get("id2label"):
+    if settings(read_config(pretrained)).get("id2label"):
         return
-    named = [(path, labels) for path in finetuned if (labels := _settings(read_config(path)).get("id2label"))]
+    named = [(path, labels) for path in finetuned if (labels := settings(read_config(path)).get("id2label"))]
     for path, labels in named[1:]:
         first, known = named[0]
         if labels != known and sorted(labels.values()) == sorted(known.values()):
@@ -151,34 +144,6 @@ def _other_labels(pretrained: Path, finetuned: Sequence[Path]) -> Iterator[str]:
                 f"{path} has id2label.{item} {labels[item]!r} in config.json and {first} has {known.get(item)!r}; "
                 "expected the same order of the classes"
             )
-
-
-def _settings(config: Config, where: str = "") -> dict[str, Any]:
-    """The settings that matter by their dotted names; those of rotary embeddings as every version has them."""
-    found: dict[str, Any] = {f"{where}rope_type": "default"} if "rope_theta" in config else {}
-    for key, value in config.items():
-        if key in ROTARY:
-            found |= _rotary(value, where)
-        elif isinstance(value, dict) and key != "id2label":
-            found |= _settings(value, f"{where}{key}.")
-        elif key == "id2label" and isinstance(value, dict):  # a label that is its number names nothing
-            found |= {where + key: value} if any(f"LABEL_{n}" != label for n, label in value.items()) else {}
-        elif MATTERS.fullmatch(key):
-            found[where + key] = value
-    return found
-
-
-def _rotary(value: Any, where: str) -> dict[str, Any]:
-    """The settings of rotary embeddings; of those that layers have by their kinds, the ones of full attention."""
-    value = value or {}
-    if nested := {key: one for key, one in value.items() if isinstance(one, dict)}:
-        value = nested.get("full_attention", {})
-        local = nested.get("sliding_attention", {}).get("rope_theta")
-        value = value | ({} if local is None else {"rope_local_base_freq": local})
-    named = {"rope_type" if key == "type" else key: one for key, one in value.items()}
-    if named.get("rope_type") == "mrope":  # the name that older versions have for the sections
-        named["rope_type"] = "default"
-    return _settings({"rope_type": "default", **named}, where)
 
 
 def _bases_of_adapters(pretrained: Path, adapters: Sequence[Path]) -> Iterator[str]:

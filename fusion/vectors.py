@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusion import thresholds
-from fusion.fitting import fitting, where
+from fusion.fitting import fitting, not_finite, require_wide, where
 from fusion.merged import Change, Merged, TaskModels
 from fusion.parallel import RUNS_AHEAD, is_finite, workers
 
@@ -167,18 +167,14 @@ class TaskVectors:
 
     def _read(self, name: str, theta0: Tensor, models: list[Tensor]) -> Layer:
         for model, tensor in zip((self.pretrained, *self.finetuned), (theta0, *models), strict=True):
-            if tensor.dtype.itemsize == 1:  # of eight bits, which have their scales elsewhere
-                raise ValueError(
-                    f"tensor {name!r} of {where(model)} is {tensor.dtype}; expected 16 bits or more: quantized "
-                    "weights must be converted back first"
-                )
+            require_wide(name, tensor, model)
         dtype = torch.promote_types(theta0.dtype, torch.float32)
         start = theta0.to(dtype)
         taus = torch.empty((len(models), *theta0.shape), dtype=dtype, device=theta0.device)
         for tau, model in zip(taus, models, strict=True):
             tau.copy_(model) if self._are_deltas else torch.sub(model, start, out=tau)
         if not (is_finite(taus) and is_finite(start)):
-            self._raise_not_finite(name)
+            raise not_finite(name, self.pretrained, self.finetuned)
         return Layer(name, start, taus)
 
     def check_equal(self, name: str, theta0: Tensor) -> None:
@@ -191,12 +187,6 @@ class TaskVectors:
                     f"tensor {name!r} is {theta0.dtype} and differs between {where(self.pretrained)} and "
                     f"{where(model)}; what is no float must agree, for it cannot be merged"
                 )
-
-    def _raise_not_finite(self, name: str) -> None:
-        for model in (self.pretrained, *self.finetuned):
-            if not torch.isfinite(model[name]).all():
-                raise ValueError(f"tensor {name!r} of {where(model)} holds NaN or infinity; expected finite numbers")
-        raise ValueError(f"the difference of tensor {name!r} overflows {self.pretrained[name].dtype}")
 
 
 def run_length(tasks: int) -> int:
