@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from fusion.data.formats import ArraysFormat, FolderFormat, Format, HubFormat, ImageFormat, TableFormat
-from fusion.rows import LocalPath, Row, hub_ref
+from fusion.rows import HubName, LocalPath, Row, hub_ref
 
 SIGNS = ["negative", "positive"]  # the classes of a task whose label is the sign of a score, in this order
 
@@ -45,10 +45,10 @@ class SourceRow(Row):
     archive: str | None = None
     folder: LocalPath | None = None
     package: str | None = None
-    hub: LocalPath | None = None
+    hub: HubName | None = None
     revision: str | None = None
     config: str | None = None
-    files: dict[Literal["all", "train", "val", "test"], str]
+    files: dict[Literal["all", "train", "val", "test"], LocalPath]
     format: Format
 
     @model_validator(mode="after")
