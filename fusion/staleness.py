@@ -37,8 +37,8 @@ def require_sources(job: Any) -> None:
     sources = job.params.get("sources") if has_stage(job) else None
     if sources and "gone" in sources:
         raise WorkflowError(
-            f"{sources['gone']}; what was prepared from it is to be made again, or is damaged, or not as it would be "
-            "prepared now: put the source back"
+            f"{sources['gone']}; what was prepared from it is damaged, or not what would be prepared now, or asked for "
+            "anew: put the source back"
         )
 
 

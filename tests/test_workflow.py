@@ -155,7 +155,7 @@ def test_a_missing_source_stops_the_run_and_old_results_do_not_stand_for_it(done
 def test_sources_may_go_once_they_are_prepared(done: Path) -> None:
     with gone(done / "data"):
         run = plan_with(tiny.ROOT, done)
-    assert not run.rules and run.output.count("what was prepared from it before is used") == len(tiny.TASKS)
+    assert not run.rules and run.output.count("what was prepared from it before takes its place") == len(tiny.TASKS)
 
 
 def test_a_prepared_task_that_is_damaged_is_no_source_once_its_own_is_gone(done: Path) -> None:
@@ -179,7 +179,10 @@ def pairs(done: Path) -> dict[str, object]:
         (done / f"data/food-{split}.txt").write_text("".join(part))
     source = tiny.task_row(done, "food")["sources"][0]
     files = {split: f"food-{split}.txt" for split in ("train", "test")}
-    changes: dict[str, object] = {"run": "pairs", "define": {"tasks": {"food": {"sources": [source | {"files": files}]}}}}
+    changes: dict[str, object] = {
+        "run": "pairs",
+        "define": {"tasks": {"food": {"sources": [source | {"files": files}]}}},
+    }
     run = tiny.snakemake(done, "--until", "prepare_task", **changes)
     assert run.returncode == 0 and run.rules["prepare_task"] == 1, run.output
     return changes
@@ -200,8 +203,10 @@ def test_a_file_that_is_gone_is_named_and_the_prepared_data_are_used(done: Path,
         run = plan(done, "--until", "prepare_task", **pairs)
         forced = tiny.snakemake(done, "-R", "prepare_task", **pairs)
     assert "prepare_task" not in run.rules
-    assert re.search(r"task 'food' .*food-test.txt; what was prepared from it before is used", run.output), run.output
-    error = r"food-test.txt; what was prepared from it is to be made again.*put the source back"
+    assert re.search(r"task 'food' .*food-test.txt; what was prepared from it before takes its place", run.output), (
+        run.output
+    )
+    error = r"food-test.txt; what was prepared from it is damaged, .*asked for anew: put the source back"
     assert forced.returncode != 0 and re.search(error, forced.output) and not forced.rules, forced.output
     assert "prepare_task" not in plan(done, "--until", "prepare_task", **pairs).rules, "the prepared data are as before"
 
@@ -216,7 +221,8 @@ def test_a_file_that_is_gone_beside_one_that_changed_is_an_error(done: Path, pai
 def test_another_spelling_of_a_path_makes_nothing_stale(done: Path) -> None:
     source = tiny.task_row(done, "food")["sources"][0]
     row = {"sources": [source | {"folder": f"{done}/./data//", "files": {"all": "./food.txt"}}]}
-    assert not plan(done, define={"tasks": {"food": row}}).rules
+    rules = plan(done, define={"tasks": {"food": row}}).rules
+    assert rules == {"report": 1, "all": 1}, "which shows the configuration as it was written"
 
 
 def test_a_source_with_braces_in_its_name_is_read_and_results_of_another_do_not_stand_for_it(done: Path) -> None:

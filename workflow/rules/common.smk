@@ -132,7 +132,7 @@ def check_sources():
     warning for each that is."""
     for found, made in prepared().values():
         if "gone" in found and workflow.is_main_process:
-            logger.warning(f"{found['gone']}; what was prepared from it before is used: {made}")
+            logger.warning(f"{found['gone']}; what was prepared from it before takes its place: {made}")
     for row in TAKEN:
         for task in PLAN.tasks:
             checkpoint_files(row.backbone, row.mode, task)
