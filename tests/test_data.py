@@ -249,6 +249,8 @@ def test_a_missing_file_or_folder_is_an_error_with_the_nearest_name(data: Path) 
     [
         ({"classes": {"r": "red"}}, "at least 2 items"),
         ({"classes": {"r": "red", "b": "red"}}, "same words"),
+        ({"classes": {"r": "a red one", "b": "a  Red one"}}, r"same words \['a red one', 'a  Red one'\]"),
+        ({"classes": {"r": "red", "b": " "}}, r"classes \['b'\] have no words"),
         ({"prompt": "no place"}, "exactly one {}"),
         ({"promt": "It is {}."}, "did you mean 'prompt'"),
         ({"sources": row({"train": "a.csv"})["sources"]}, "expected `all`, or `train` and `test`"),
@@ -359,6 +361,13 @@ def test_columns_whose_names_look_the_same_are_the_same(data: Path, kind: str, f
     place = {"hub": str(data), "files": {"all": "train"}} if kind == "hub" else {"folder": "data"}
     source = {"files": {"all": "train.parquet"}, "format": {"kind": kind, **asked}} | place
     assert read(TaskRow(**row({}, sources=[source])), {})["all"].to_numpy().tolist() == [["one", 0], ["two", 1]]
+
+
+def test_files_of_a_data_set_that_do_not_fit_together_are_named_by_what_is_wrong(data: Path) -> None:
+    parquet(data / "train-0.parquet", ["a"], ["r"])
+    write_table(pa.table({"text": ["b"], "queue": ["b"]}), data / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"cannot load the data set \S+ \(train\): (?s:.*)column names don't match"):
+        read(TaskRow(**hub_row(data)), {})
 
 
 def test_labels_of_a_hubs_texts_that_are_numbers_without_names_are_the_keys(data: Path) -> None:

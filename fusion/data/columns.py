@@ -12,6 +12,11 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def same_text(text: str) -> str:
+    """What texts share that differ in capitals and spaces alone."""
+    return " ".join(text.casefold().split())
+
+
 def column(header: Sequence[str], name: str, where: str) -> str:
     """The column of this name as the header spells it; ValueError where it is not there exactly once."""
     found = [one for one in header if same_name(one) == same_name(name)]

@@ -27,8 +27,11 @@ def open_split(path: str, config: str | None, revision: str | None, split: str) 
     try:
         data, commit = _load(path, config, revision, split)
     except Exception as error:  # the hub's, the network's, and those of the file formats
+        from datasets.exceptions import DatasetGenerationError
+
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error  # which says what is wrong
         raise ValueError(
-            f"cannot load the data set {name}: {error}. Is there a network, or a copy in the hub's cache (HF_HOME)?"
+            f"cannot load the data set {name}: {reason}. Is there a network, or a copy in the hub's cache (HF_HOME)?"
         ) from error
     if commit and re.fullmatch("[0-9a-f]{7,40}", revision or "") and not commit.startswith(revision or ""):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from fusion.data.columns import same_text
 from fusion.data.formats import ArraysFormat, FolderFormat, Format, HubFormat, ImageFormat, TableFormat
 from fusion.rows import HubName, LocalPath, Row, hub_ref
 
@@ -155,9 +156,14 @@ class TaskRow(Row):
         for prompt in self.prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(f"prompt {prompt!r}: expected exactly one {{}} for the class's words")
-        words = list(self.classes.values())
-        if same := sorted({w for w in words if words.count(w) > 1}):
-            raise ValueError(f"classes with the same words {same}: a prompt must tell the classes apart")
+        words = [same_text(words) for words in self.classes.values()]
+        if same := [given for given, w in zip(self.classes.values(), words, strict=True) if words.count(w) > 1]:
+            raise ValueError(
+                f"classes with the same words {same}: a prompt must tell the classes apart, and many models do not "
+                "tell capitals from small letters"
+            )
+        if empty := [key for key, w in zip(self.classes, words, strict=True) if not w]:
+            raise ValueError(f"classes {empty} have no words; expected what a prompt calls them")
         return self
 
     @model_validator(mode="after")
