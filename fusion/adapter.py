@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusion import architecture
-from fusion.architecture import Config, is_conv1d, is_head, is_shared, is_table, is_tied, untie
+from fusion.architecture import Config, is_conv1d, is_head, is_shared, is_table, is_tied, read_config, untie
 from fusion.artifacts import read_json
-from fusion.checkpoint import INDEX, NAMES, Checkpoint, is_float, shape
+from fusion.checkpoint import Checkpoint, is_float, shape
+from fusion.finding import INDEX, NAMES
+from fusion.low_rank import require_low_rank
 from fusion.targets import absent, near, of_module
 
 PREFIX = "base_model.model."
@@ -24,15 +25,6 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 WHOLE = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # in the order of preference
 PARTS = re.compile(r"(model|pytorch_model|consolidated)\b.*\.(safetensors|bin|pth)|tf_model\.h5|flax_model\.msgpack")
 FACTORS = re.compile(r"(?P<module>.+)\.lora_(?:(?P<factor>[AB])\.weight|embedding_(?P<lookup>[AB]))")
-# Of PEFT's configuration: what is read here, and what changes nothing about the weights. Anything else that is set
-# is refused, so that an option of a later PEFT is never passed over.
-READ = {"r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "init_lora_weights"}
-HARMLESS = {
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("lora_dropout", "bias", "modules_to_save", "megatron_core", "qalora_group_size", "eva_config"),
-}
-INITIAL = (True, False, "gaussian", "eva", "orthogonal")  # the others change W0 itself, or freeze a factor
 
 
 class LowRank(NamedTuple):
@@ -51,26 +43,31 @@ class Adapter(Mapping[str, Tensor]):
     Tensors that the adapter holds in full (`modules_to_save`, biases) replace the model's. Raises ValueError
     naming the tensor or the option if anything in the adapter is unknown or fits no tensor of the model, if it
     changes a tensor that the model uses twice, or lacks layers that its configuration names. model: config.json of
-    the model that it adapts, where there is one.
+    the model that it adapts, where there is one; by default that beside the file of `base`.
     """
 
-    def __init__(self, folder: Path, base: Mapping[str, Tensor], model: Config | None = None) -> None:
-        self.path, self.base, self._config = folder, base, model or {}
+    def __init__(self, folder: str | Path, base: Mapping[str, Tensor], model: Config | None = None) -> None:
+        self.path, self.base = Path(folder), base
+        if model is None and isinstance(base, Checkpoint):
+            model = read_config(base.path)
+        self._config, folder = model or {}, self.path
         self._state = Checkpoint(folder / WEIGHTS)
         self.files = (folder / CONFIG, *self._state.files)
         config = read_json(folder / CONFIG)
-        _check(config, folder, self._config)
+        require_low_rank(config, folder / CONFIG, self._config)
         self._updates: dict[str, LowRank] = {}
         self._replaced: dict[str, str] = {}
         for key in self._state:
             self._place(key, config)
         if not self._updates and not self._replaced:
             raise ValueError(f"{folder / WEIGHTS} holds no tensor; expected the adapter's")
-        for option, lacking in absent(config, base, self._updates.keys() | self._replaced.keys()).items():
+        adapted = self._updates.keys() | self._replaced.keys()
+        for option, lacking in absent(config, base, adapted, self._config).items():
             if lacking:
+                way = "write 'none' there for those of P" if option == "bias" else "name there only what it adapts"
                 raise ValueError(
                     f"{folder / WEIGHTS} has nothing for {', '.join(lacking[:3])} ({len(lacking)} in all), which "
-                    f"{option} in {CONFIG} names; save the adapter again, or name there only what it adapts"
+                    f"{option} in {CONFIG} names; save the adapter again, or {way}"
                 )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -184,30 +181,8 @@ def is_adapter(path: Path) -> bool:
     if whole is None:
         return True
     give = f"give {whole} for the whole model, or " if whole.name in NAMES else ""
+    own = " and ".join(name for name in (CONFIG, WEIGHTS, "adapter_model.bin") if (path / name).is_file())
     raise ValueError(
         f"{path} holds a PEFT adapter ({CONFIG}) and a whole model ({whole.name}); expected one of them: {give}move "
-        f"{CONFIG} and {WEIGHTS} into a folder of their own"
+        f"{own} into a folder of their own"
     )
-
-
-def _check(config: Mapping[str, Any], folder: Path, model: Config) -> None:
-    """ValueError for an adapter that is more than W0 + s·B A; it says how PEFT makes a whole model of that."""
-    where = folder / CONFIG
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        got = config.get("peft_type") if isinstance(config, dict) else config
-        raise ValueError(f"{where}: got peft_type {got!r}, expected 'LORA'")
-    if more := _more(config):
-        raise ValueError(f"{where}: {more}; {architecture.merge_adapter(folder, config, model)}")
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float):
-            raise ValueError(f"{where}: got {name} {config.get(name)!r}, expected a number")
-
-
-def _more(config: Mapping[str, Any]) -> str | None:
-    """What of an adapter is more than W0 + s·B A."""
-    if config["peft_type"] != "LORA":
-        return f"got peft_type {config['peft_type']!r}, expected 'LORA'"
-    if config.get("init_lora_weights", True) not in INITIAL:
-        return f"init_lora_weights {config['init_lora_weights']!r} changes the base model"
-    unknown = next((name for name, value in config.items() if value and name not in READ | HARMLESS), None)
-    return unknown and f"{unknown} is set, which is more than a low-rank update"

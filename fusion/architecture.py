@@ -22,6 +22,7 @@ HEADS = (
     *("lm_head", "embed_out", "proj_out", "cls.predictions.decoder", "predictions.decoder", "lm_head.decoder"),
     *("vocab_projector", "generator_lm_head", "pred_layer.proj", "lm_loss"),
 )
+UNTIED_FROM = "untied_from"  # what `untie` writes into config.json
 WRITES = re.compile("LMHead|DoubleHeads|ForCausalLM|ForConditionalGeneration|ForMaskedLM|ForPreTraining")
 # transformers' Conv1D, the (in, out) form of a linear layer: the models that have it, and its names in them
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
@@ -68,7 +69,10 @@ def merge_adapter(folder: Path, adapter: Mapping[str, Any], base: Config) -> str
 
 
 def untie(config: Config) -> str:
-    """How to give a tied P a head of its own, as the end of an error. The class is P's, so that the names are too."""
+    """How to give a tied P a head of its own, as the end of an error. The class is P's, so that the names are too.
+
+    The new config.json says what it was made of, so that an adapter of P is known to be one of the new model.
+    """
     name = model_class(config) or "AutoModelForCausalLM"
     return (
         "untie P and give the new folder as --pretrained: import torch; "
@@ -76,7 +80,7 @@ def untie(config: Config) -> str:
         "model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False; "
         "head = model.get_output_embeddings(); "
         "[setattr(head, n, torch.nn.Parameter(p.detach().clone())) for n, p in list(head.named_parameters())]; "
-        "model.save_pretrained(UNTIED)"
+        f"model.config.{UNTIED_FROM} = str(P); model.save_pretrained(UNTIED)"
     )
 
 

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: everything is written beside its place and renamed onto it."""
 
+import glob
 import hashlib
 import json
 import os
@@ -48,6 +49,15 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Removes what `new_file` or `new_folder` left of `path` in a process that was killed."""
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if "." in left.name.removeprefix(f".{path.name}.").removesuffix(".tmp"):
+            continue  # it is of another file, whose name begins as this one's
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def require_writable(folder: str | Path) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fusion.artifacts import new_file, read_json
-from fusion.folder import PICKLES, inner_models, pickled, unpickle
+from fusion.artifacts import new_file
+from fusion.finding import INDEX, open_file, shards, tensor_file
 
 DTYPES = {
     torch.float64: "F64",
@@ -28,8 +27,6 @@ DTYPES = {
 }
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # of every tensor of a file, in the order of writing
 
-INDEX = "model.safetensors.index.json"
-NAMES = ("model.safetensors", INDEX, "adapter_model.safetensors")
 LATE = 1 << 10  # bytes of room for metadata that is known when all tensors are written
 AT_ONCE = 1 << 30  # bytes; Linux writes at most 2 GiB a call
 
@@ -52,10 +49,10 @@ class Checkpoint(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = _file(Path(path))
-        promised = _index(self.path) if self.path.name == INDEX else {}
+        self.path = tensor_file(Path(path))
+        promised = shards(self.path) if self.path.name == INDEX else {}
         self.files = tuple(self.path.with_name(name) for name in sorted(set(promised.values()))) or (self.path,)
-        opened = {file.name: _open(file) for file in self.files}
+        opened = {file.name: open_file(file) for file in self.files}
         self._first = next(iter(opened.values()))
         self._holder = {name: file for file in opened.values() for name in file.offset_keys()}
         for name, shard in promised.items():
@@ -166,44 +163,3 @@ def _write(file: int, data: memoryview, start: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(file, data[done : done + AT_ONCE], start + done)
-
-
-def _open(file: Path) -> safe_open:
-    if not file.is_file() and file.with_suffix(".bin").is_file():
-        file = file.with_suffix(".bin")
-    if file.suffix in PICKLES or file.name == "pytorch_model.bin.index.json":
-        raise ValueError(f"{file} holds pickled weights, and reading those can run code; {unpickle(file)}")
-    if not file.is_file():
-        raise ValueError(f"{file} is missing; expected it whole: download or save the model again")
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        if file.suffix != ".safetensors":
-            what = "is no .safetensors file; expected one, or the folder of a model that has one"
-            raise ValueError(f"{file} {what} ({error})") from error
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); make it again") from error
-
-
-def _index(path: Path) -> dict[str, str]:
-    """The shard's file name of every tensor."""
-    found = read_json(path)
-    promised = found.get("weight_map") if isinstance(found, dict) else None
-    if not promised or not all(Path(str(name)).name == name for name in promised.values()):
-        raise ValueError(f"{path} is no index of shards; expected a `weight_map` to files beside it")
-    return promised
-
-
-def _file(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    found = [path / name for name in NAMES if (path / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    hint = ""
-    if found:
-        hint = f": {', '.join(file.name for file in found)} are there; give one of them with its path"
-    elif file := pickled(path):
-        hint = f"; {file.name} is not read, because that can run code; {unpickle(file)}"
-    elif inner := inner_models(path):
-        hint = f"; the model is in a sub-folder: give {' or '.join(map(str, inner[:5]))}"
-    raise ValueError(f"{path}: got {len(found)} of the files {NAMES}, expected exactly one{hint}")

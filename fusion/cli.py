@@ -21,8 +21,8 @@ MERGE = """\
 Merges fine-tuned models into the pre-trained one. P, A, B … are a .safetensors file, a folder in transformers format
 (sharded or not), or, but for P, a PEFT (LoRA) adapter folder; full models and adapters can be mixed. OUT ending in
 .safetensors is one file with its card beside it (OUT's name with .md); otherwise a folder that from_pretrained loads,
-with the small files of P and of its sub-folders. Methods that make one model a
-task write one sub-folder a model: 0_A, 1_B, …
+with the small files of P and of its sub-folders; those over 100 MB are left out, and named.
+Methods that make one model a task write one sub-folder a model: 0_A, 1_B, …
 With --heads keep, models may differ in their heads, and in a prefix of their names such as "bert.": the body that all
 have is merged, under P's names, and what is A's alone is written as it is to OUT/heads/0_A.safetensors.
 What is odd is said as a warning, before the merge and in the card: a model far from P, a config.json that differs from

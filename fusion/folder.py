@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,24 @@ def companions(folder: Path) -> Iterator[Path]:
     Those of its sub-folders too, such as sentence-transformers' 1_Pooling; of exports none. ValueError names a
     sub-folder that holds weights: the model would not be whole without them.
     """
+    return (path for path in _beside_weights(folder) if path.stat().st_size <= SMALL)
+
+
+def large(folder: Path) -> list[str]:
+    """The files that would be companions if they were smaller: what they are is not known, and they are not copied."""
+    return [str(path.relative_to(folder)) for path in _beside_weights(folder) if path.stat().st_size > SMALL]
+
+
+def _beside_weights(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and path.name not in EXPORTS:
             for inner in _inside(path):
                 if inner.suffix in WEIGHTS:
                     raise ValueError(_of_weights(folder, inner))
-                if inner.stat().st_size <= SMALL:
-                    yield inner
+                yield inner
         is_weights = path.suffix in WEIGHTS or path.name.endswith(".index.json")
         is_about = path.name.startswith(".") or path.name.upper() == "README.MD"
-        if path.is_file() and not is_weights and not is_about and path.stat().st_size <= SMALL:
+        if path.is_file() and not is_weights and not is_about:
             yield path
 
 
@@ -59,6 +67,18 @@ def model_class(config: Mapping[str, Any]) -> str | None:
     name = next(iter(config.get("architectures") or ()), None)
     is_known = isinstance(name, str) and "auto_map" not in config and hasattr(transformers, name)
     return name if is_known else None
+
+
+def unused(config: Mapping[str, Any]) -> Iterable[str] | None:
+    """Patterns of tensors that a model's class passes over in its files, such as layers that predict further words.
+
+    None where transformers has no such class.
+    """
+    import transformers
+
+    name = next(iter(config.get("architectures") or ()), None)
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    return None if kind is None else getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
 
 
 def pickled(folder: Path) -> Path | None:

@@ -8,7 +8,7 @@ import ast
 from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
 from fusion.pipelines import parts, prefix, signature
 
@@ -24,6 +24,20 @@ _TYPES = {
     **dict(Literal=Literal, Annotated=Annotated, Field=Field, bool=bool, int=int, float=float, str=str, list=list),
     **{"None": None},
 }
+
+
+class _Values(BaseModel):
+    """The values of hyper-parameters: numbers are finite, and a truth value is none."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if cls.model_fields[str(info.field_name)].annotation is not bool and any(isinstance(v, bool) for v in values):
+            raise ValueError(f"got {value}, expected a number")
+        return value
 
 
 def fields(pipeline: str) -> dict[str, Any]:
@@ -46,7 +60,7 @@ def hyperparameters(algorithm: str) -> type[BaseModel]:
         assert argument.annotation is not None and default is not None, f"{algorithm}.{argument.arg}"
         annotation = eval(ast.unparse(argument.annotation), {"__builtins__": {}}, _TYPES)
         found[argument.arg] = (annotation, ast.literal_eval(default))
-    return create_model(algorithm, __config__=ConfigDict(extra="forbid"), **found)
+    return create_model(algorithm, __base__=_Values, **found)
 
 
 def choices(model: type[BaseModel], name: str) -> tuple[Any, ...]:

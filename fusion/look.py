@@ -22,12 +22,21 @@ FEW = 5_000  # files, of which opening takes about 0.2 s
 def look(paths: Iterable[str], full: bool = False) -> dict[str, Any]:
     """What is at the paths, files or folders: {paths, full, files: their number, digest}.
 
-    full: read every file, however large, and those of folders. ValueError naming a path that is not there.
+    full: read every file, however large, and those of folders; `quick` is then the digest without that. ValueError
+    naming a path that is not there.
     """
     paths = list(paths)
     entries = listing(paths, full)
     found = hashlib.sha256("\n".join(entries).encode()).hexdigest()[:16]
-    return {"paths": paths, "full": full, "files": len(entries), "digest": found}
+    quick = {"quick": look(paths)["digest"]} if full else {}
+    return {"paths": paths, "full": full, "files": len(entries), "digest": found} | quick
+
+
+def same(kept: dict[str, Any], seen: dict[str, Any]) -> bool:
+    """Whether two looks saw the same, as far as both can tell: one that read all, and one that did not, by times."""
+    if kept["full"] == seen["full"]:
+        return kept["digest"] == seen["digest"]
+    return kept.get("quick", kept["digest"]) == seen.get("quick", seen["digest"])
 
 
 def listing(paths: Iterable[str], full: bool) -> list[str]:

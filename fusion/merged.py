@@ -43,8 +43,14 @@ class Merged:
         """(name, tensor) for every tensor of the pre-trained model, in its dtype and shape.
 
         dtype: of the floating-point tensors, where not that of the pre-trained model. Raises ValueError naming a
-        tensor that is not finite: the merge overflowed or diverged.
+        tensor that is not finite (the merge overflowed or diverged), or a running variance that is negative.
         """
+        for name, tensor in self._computed(dtype):
+            _require_variance(name, tensor)
+            yield name, tensor
+
+    def _computed(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+        """What `layers` yields, as it is computed."""
         if self.coordinatewise:
             with workers(RUNS_AHEAD) as each:
                 yield from filter(None, each(lambda job: job(), self._jobs(dtype)))
@@ -163,6 +169,15 @@ class TaskModels:
         """The same models at another scaling; only where `scaling` is given."""
         assert self.scaling is not None
         return replace(self, scaling=scaling)
+
+
+def _require_variance(name: str, tensor: Tensor) -> None:
+    """ValueError where the running variance of a batch normalization has come out negative: its root is NaN."""
+    if name.endswith("running_var") and (lowest := tensor.min().item() if tensor.numel() else 0) < 0:
+        raise ValueError(
+            f"merged tensor {name!r} holds {lowest:.3g}, and a variance is never negative: this method goes beyond the "
+            "models that it merges; expected a smaller scaling"
+        )
 
 
 def _pair(name: str, tensor: Tensor) -> tuple[str, Tensor]:

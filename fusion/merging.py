@@ -10,17 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from fusion.adapter import CONFIG, WEIGHTS, Adapter, is_adapter
-from fusion.architecture import Config, embedding, is_copy, is_head, is_tied, read_config, untie
 from fusion.artifacts import new_file, new_folder
 from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
 from fusion.checkpoint import Checkpoint, Layout, save, size
-from fusion.folder import companions, copy_companions, exports
+from fusion.folder import copy_companions, exports, large
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
 from fusion.oddities import oddities
+from fusion.opening import open_finetuned, open_pretrained
 from fusion.sharded import FORMAT, require_storable, save_folder
 from fusion.stopping import Stopping
 from fusion.vectors import TaskVectors
@@ -55,8 +54,8 @@ class Order(NamedTuple):
 
 def run(order: Order, stopping: Stopping) -> None:
     """Writes the merged model and its card to `order.out`, whole or not at all."""
-    base = _open_pretrained(order.pretrained)
-    models = [_open(path, base, order.pretrained) for path in order.finetuned]
+    base = open_pretrained(order.pretrained)
+    models = [open_finetuned(path, base) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
     is_file = order.out.suffix == ".safetensors"
     heads: Sequence[View] = ()
@@ -144,26 +143,18 @@ def _tensors(merged: Merged, order: Order, what: str, stopping: Stopping) -> Ite
             print(f"{what}{done}/{total} tensors, {now - began:.1f} s", file=sys.stderr, flush=True)
             told = now
         stopping.check()
-        _require_variance(*one)
         yield one
 
 
-def _require_variance(name: str, tensor: Tensor) -> None:
-    """ValueError where the running variance of a batch normalization has come out negative: its root is NaN."""
-    if name.endswith("running_var") and (lowest := tensor.min().item() if tensor.numel() else 0) < 0:
-        raise ValueError(
-            f"merged tensor {name!r} holds {lowest:.3g}, and a variance is never negative: this method goes beyond the "
-            "models that it merges; expected a smaller scaling"
-        )
-
-
 def _require_companions(pretrained: Path) -> None:
-    """ValueError where P has what can be neither copied nor left out; a line on stderr about what is left out."""
-    list(companions(pretrained))
-    if left_out := exports(pretrained):
-        print(
-            f"left out: {', '.join(left_out)} (made of the weights of P; export the merged model anew)", file=sys.stderr
-        )
+    """ValueError where P has what can be neither copied nor left out; lines on stderr about what is left out."""
+    reasons = {
+        "made of the weights of P; export the merged model anew": exports(pretrained),
+        "over 100 MB; copy it into the merged folder, if the model needs it": large(pretrained),
+    }
+    for reason, names in reasons.items():
+        if names:
+            print(f"left out: {', '.join(names)} ({reason})", file=sys.stderr)
 
 
 def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequence[Path]) -> Facts:
@@ -178,33 +169,3 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
         text += " What not all models have is not merged; that of each is in `heads/`, by its own names."
     library = "transformers" if (order.pretrained / "config.json").is_file() else "safetensors"
     return Facts(order.pretrained, order.finetuned, files, order.seed, order.command, text, library)
-
-
-def _open_pretrained(path: Path) -> Checkpoint:
-    if is_adapter(path) or path.name == WEIGHTS:
-        raise ValueError(f"--pretrained {path} is a PEFT adapter; expected the model that it adapts")
-    return Checkpoint(path)
-
-
-def _open(path: Path, base: Mapping[str, Tensor], pretrained: Path) -> Checkpoint | Adapter:
-    if path.name == WEIGHTS:
-        raise ValueError(f"{path} is the weights of a PEFT adapter; expected its folder, with {CONFIG}")
-    config = read_config(pretrained)
-    if is_adapter(path):
-        return Adapter(path, base, config)
-    model = Checkpoint(path)
-    return _without_tied_head(model, base, config) if is_tied(config, base) else model
-
-
-def _without_tied_head(model: Checkpoint, base: Mapping[str, Tensor], config: Config) -> Checkpoint:
-    """The model without a head that it stores and P does not; ValueError where that is not its embedding."""
-    for head in [name for name in model if is_head(name) and name not in base]:
-        table = embedding(model)
-        if table is None or not is_copy(model, head, table):
-            raise ValueError(
-                f"{model!r} has {head!r}, which is tied to the input embedding in {base!r} and here differs from "
-                f"{table!r}: the head was trained apart; as every model that has no head of its own, {untie(config)}"
-            )
-        print(f"left out: {head!r} of {model!r}, a copy of {table!r}, to which P ties it", file=sys.stderr)
-        model = model.only(name for name in model if name != head)
-    return model

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fusion.files import is_system
-from fusion.rows import LocalPath, Row, first_error, hub_ref
+from fusion.rows import HubName, LocalPath, Row, first_error, hub_ref
 
 
 class WeightsSource(Row):
@@ -18,8 +18,8 @@ class WeightsSource(Row):
 
     archive: str | None = None
     folder: LocalPath | None = None
-    onnx: str | None = None
-    hub: LocalPath | None = None
+    onnx: LocalPath | None = None
+    hub: HubName | None = None
     revision: str | None = None
     open_clip: str | None = None
     pretrained: str | None = None

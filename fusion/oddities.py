@@ -3,32 +3,25 @@
 Nothing here reads more than a sample of the weights.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusion.adapter import CONFIG, is_adapter
-from fusion.architecture import Config, read_config
+from fusion.architecture import UNTIED_FROM, is_head, read_config
 from fusion.artifacts import read_json
 from fusion.card import model_name
 from fusion.catalogue import of_matrices
 from fusion.checkpoint import is_float, shape
 from fusion.pipelines import parts
+from fusion.settings import settings
 
 RUNS, LENGTH = 16, 256  # of neighbouring coordinates, read of each tensor: a page of a file each
 DISTANCE, COSINE = 0.5, 0.9  # ‖τ‖ / ‖θ0‖ and cos(θ_t, θ0) that no fine-tuning of a large model comes to
 LARGE, UNRELATED = 1 << 20, 0.1  # coordinates; a smaller model may move far, but keeps some of its direction
-MATTERS = re.compile(
-    r"rope_(theta|type)|((low|high)_freq_|attention_|partial_rotary_)?factor|rotary_(pct|emb_base)|rope_local_base_freq"
-    r"|.*norm.*eps.*|id2label|vocab_size|hidden_act(ivation)?|activation(_function)?|feed_forward_proj"
-    r"|tie_word_embeddings|num_(\w+_)?heads|n_heads?|num_experts_per_tok|\w+_logit_softcapping"
-)
-ROTARY = ("rope_parameters", "rope_scaling")
 # The words of a tokenizer by their numbers, in the order of preference where two models have more than one of them
 VOCABULARIES = (
     *("tokenizer.json", "vocab.json", "vocab.txt"),
@@ -50,7 +43,7 @@ def oddities(
     for path, model in zip(finetuned, models, strict=True):
         if not is_adapter(path):  # those name their base, and are it but for a low rank
             yield from _another_base(pretrained, path, base, model)
-            yield from _another_configuration(pretrained, path)
+            yield from _another_configuration(pretrained, path, base)
             yield from _another_vocabulary(pretrained, path)
     yield from _other_labels(pretrained, [path for path in finetuned if not is_adapter(path)])
     yield from _bases_of_adapters(pretrained, [path for path in finetuned if is_adapter(path)])
@@ -88,12 +81,16 @@ def _sample(tensor: Tensor) -> Tensor:
     return flat.double()
 
 
-def _another_configuration(pretrained: Path, path: Path) -> Iterator[str]:
-    """A line about every setting that both models name and that makes other outputs of the same weights."""
-    ours, theirs = _settings(read_config(pretrained)), _settings(read_config(path))
+def _another_configuration(pretrained: Path, path: Path, base: Iterable[str]) -> Iterator[str]:
+    """A line about every setting that both models name and that makes other outputs of the same weights.
+
+    Whether embeddings are tied makes none where P has a head of its own, which the other model then has too.
+    """
+    has_head = any(map(is_head, base))
+    ours, theirs = settings(read_config(pretrained)), settings(read_config(path))
     for key in [key for key in ours if key in theirs]:
         one, two = ours[key], theirs[key]
-        if one == two:
+        if one == two or (key.endswith("tie_word_embeddings") and one is False and has_head):
             continue
         if isinstance(one, dict) and isinstance(two, dict):
             item = next(item for item in sorted(one.keys() | two.keys()) if one.get(item) != two.get(item))
@@ -136,9 +133,9 @@ def _words(file: Path) -> dict[str, int]:
 
 def _other_labels(pretrained: Path, finetuned: Sequence[Path]) -> Iterator[str]:
     """A line where models have the same classes in other orders, and P does not name any."""
-    if _settings(read_config(pretrained)).get("id2label"):
+    if settings(read_config(pretrained)).get("id2label"):
         return
-    named = [(path, labels) for path in finetuned if (labels := _settings(read_config(path)).get("id2label"))]
+    named = [(path, labels) for path in finetuned if (labels := settings(read_config(path)).get("id2label"))]
     for path, labels in named[1:]:
         first, known = named[0]
         if labels != known and sorted(labels.values()) == sorted(known.values()):
@@ -147,34 +144,6 @@ def _other_labels(pretrained: Path, finetuned: Sequence[Path]) -> Iterator[str]:
                 f"{path} has id2label.{item} {labels[item]!r} in config.json and {first} has {known.get(item)!r}; "
                 "expected the same order of the classes"
             )
-
-
-def _settings(config: Config, where: str = "") -> dict[str, Any]:
-    """The settings that matter by their dotted names; those of rotary embeddings as every version has them."""
-    found: dict[str, Any] = {f"{where}rope_type": "default"} if "rope_theta" in config else {}
-    for key, value in config.items():
-        if key in ROTARY:
-            found |= _rotary(value, where)
-        elif isinstance(value, dict) and key != "id2label":
-            found |= _settings(value, f"{where}{key}.")
-        elif key == "id2label" and isinstance(value, dict):  # a label that is its number names nothing
-            found |= {where + key: value} if any(f"LABEL_{n}" != label for n, label in value.items()) else {}
-        elif MATTERS.fullmatch(key):
-            found[where + key] = value
-    return found
-
-
-def _rotary(value: Any, where: str) -> dict[str, Any]:
-    """The settings of rotary embeddings; of those that layers have by their kinds, the ones of full attention."""
-    value = value or {}
-    if nested := {key: one for key, one in value.items() if isinstance(one, dict)}:
-        value = nested.get("full_attention", {})
-        local = nested.get("sliding_attention", {}).get("rope_theta")
-        value = value | ({} if local is None else {"rope_local_base_freq": local})
-    named = {"rope_type" if key == "type" else key: one for key, one in value.items()}
-    if named.get("rope_type") == "mrope":  # the name that older versions have for the sections
-        named["rope_type"] = "default"
-    return _settings({"rope_type": "default", **named}, where)
 
 
 def _bases_of_adapters(pretrained: Path, adapters: Sequence[Path]) -> Iterator[str]:
@@ -193,11 +162,12 @@ def _bases_of_adapters(pretrained: Path, adapters: Sequence[Path]) -> Iterator[s
 
 
 def _names(pretrained: Path) -> set[str]:
-    """All that P may be called: parts of its path, its name on a hub, what its configuration says."""
-    paths = (pretrained.absolute(), pretrained.resolve())
+    """All that P may be called: parts of its path, its name on a hub, what its configuration says of its origin."""
+    config = read_config(pretrained)
+    origin = [pretrained, *(Path(str(config[key])) for key in ("_name_or_path", UNTIED_FROM) if config.get(key))]
+    paths = [form for path in origin for form in (path.absolute(), path.resolve())]
     known = {part.lower().removesuffix(".safetensors") for path in paths for part in path.parts}
-    said = str(read_config(pretrained).get("_name_or_path") or "")
-    return known | {_last(model_name(path)) for path in paths} | ({_last(said)} if said else set())
+    return known | {_last(model_name(path)) for path in paths}
 
 
 def _last(name: str) -> str:

@@ -7,12 +7,12 @@ another machine, and without what Snakemake remembers in `.snakemake`.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fusion import look
-from fusion.artifacts import digest, new_file, read_json, write_json
+from fusion.artifacts import digest, new_file, read_json, remove_unfinished, write_json
 from fusion.files import walk
 from fusion.job import Job
 
@@ -51,10 +51,20 @@ def sources(output: str | Path) -> dict[str, Any] | None:
 def new_files(output: str | Path, seen: dict[str, Any]) -> int:
     """How many of the files that were seen are not as they were when the output was made; all where none was."""
     kept = sources(output)
-    if kept and kept["digest"] == seen["digest"]:
+    if kept and look.same(kept, seen):
         return 0
+    return len(_unknown(output, seen["paths"], seen["full"]))
+
+
+def changed(output: str | Path, paths: Iterable[str]) -> list[str]:
+    """Those of the source paths that are there, and do not hold what the output was made from."""
+    full = bool((sources(output) or {}).get("full"))
+    return [path for path in paths if Path(path).exists() and _unknown(output, [path], full)]
+
+
+def _unknown(output: str | Path, paths: Iterable[str], full: bool) -> set[str]:
     known = _listing(output).read_text(encoding="utf-8").split("\n") if _listing(output).is_file() else []
-    return len(set(look.listing(seen["paths"], seen["full"])) - set(known))
+    return set(look.listing(paths, full)) - set(known)
 
 
 def _listing(output: str | Path) -> Path:
@@ -62,22 +72,43 @@ def _listing(output: str | Path) -> Path:
 
 
 def forget(job: Job) -> None:
-    """Remove the records of the job's outputs, which are about to be made anew."""
+    """Remove the records of the job's outputs, which are about to be made anew, and what a killed job left of both."""
     for output in job.output.values():
         place(output).unlink(missing_ok=True)
+        for path in (Path(output), place(output), _listing(output)):
+            remove_unfinished(path)
 
 
 def write(job: Job, inputs: dict[str, list[str]]) -> None:
     """Write the record of every output of a job that ended well; inputs: what `made_from` said when it began."""
-    found = {"version": VERSION, "stage": job.stage, "params": _params(job), "inputs": inputs}
+    params = _params(job)
+    found = {"version": VERSION, "stage": job.stage, "params": params, "inputs": inputs}
     found["commits"] = look.commits(job.params.get("sources", {}).get("refs", ()))  # those that were read just now
     for output in job.output.values():
         if seen := job.params.get("sources"):
-            found["sources"] = seen
-            with new_file(_listing(output)) as temporary:
-                temporary.write_text("\n".join(look.listing(seen["paths"], seen["full"])), encoding="utf-8")
+            _write_sources(output, found, seen)
         found["content"] = _content(output)
-        write_json(place(output), found | {"made": _made(job, inputs, found["commits"])})
+        write_json(place(output), found | {"made": _made(job, params, inputs, found["commits"])})
+
+
+def remember(job: Job) -> None:
+    """Let the records of the job's outputs, which are current, know what was seen of the sources just now.
+
+    So what was recorded by time before is known by content, once a run has read all; what was made stays what it is.
+    """
+    seen = job.params.get("sources", {})
+    for output in job.output.values():
+        kept = sources(output)
+        if seen and "gone" not in seen and kept != seen and (seen["full"] or not kept or not kept["full"]):
+            found = read(output)
+            _write_sources(output, found, seen)
+            write_json(place(output), found)
+
+
+def _write_sources(output: str | Path, found: dict[str, Any], seen: dict[str, Any]) -> None:
+    found["sources"] = seen
+    with new_file(_listing(output)) as temporary:
+        temporary.write_text("\n".join(look.listing(seen["paths"], seen["full"])), encoding="utf-8")
 
 
 def made_from(job: Job, identity: Callable[[str], str] = identity) -> dict[str, list[str]]:
@@ -97,13 +128,16 @@ def is_current(job: Job, identity: Callable[[str], str] = identity) -> bool:
         kept = read(output)
         # a hub's cache that is gone, or was never there, says nothing against what was read
         commits = {name: commit or kept.get("commits", {}).get(name) for name, commit in now.items()}
-        if kept.get("made") != _made(job, inputs, commits) or kept.get("content") != _content(output):
+        params = _params(job)
+        if "sources" in kept and "sources" in params and look.same(kept["sources"], job.params["sources"]):
+            params["sources"] = kept["params"]["sources"]  # which may come of another kind of look
+        if kept.get("made") != _made(job, params, inputs, commits) or kept.get("content") != _content(output):
             return False
     return True
 
 
-def _made(job: Job, inputs: dict[str, list[str]], commits: dict[str, str | None]) -> str:
-    return digest([VERSION, job.stage, _params(job), inputs, sorted(map(str, commits.values()))])
+def _made(job: Job, params: dict[str, str], inputs: dict[str, list[str]], commits: dict[str, str | None]) -> str:
+    return digest([VERSION, job.stage, params, inputs, sorted(map(str, commits.values()))])
 
 
 def _params(job: Job) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fusion.artifacts import remove_unfinished
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.job import progress
 
@@ -33,6 +34,7 @@ def restore(
     path: Path, identity: str, trained: Parameters, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float, list[float]]:
     """The steps done, the seconds they took and their losses; (0, 0, []) where no checkpoint is of this run."""
+    remove_unfinished(path)
     if not path.is_file():
         return 0, 0.0, []
     kept = Checkpoint(path)

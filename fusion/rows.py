@@ -13,7 +13,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fusion.hyperparameters import fields, hyperparameters
 from fusion.pipelines import algorithms, check_order, parts, prefix
 
-LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder
+
+def one_spelling(path: str) -> str:
+    """The path without what makes no other place of it: 'data//a/./' is 'data/a'; `~` is the home folder."""
+    return str(Path(os.path.expanduser(path)))
+
+
+def folder_or_hub(name: str) -> str:
+    """The same of what is a name of a hub where no such folder is there: './a' stays a folder."""
+    return ("./" if name.startswith("./") else "") + one_spelling(name)
+
+
+LocalPath = Annotated[str, AfterValidator(one_spelling)]
+HubName = Annotated[str, AfterValidator(folder_or_hub)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")]  # of a row: it becomes a part of paths
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fusion.adapter import Adapter, is_adapter
-from fusion.architecture import read_config
 from fusion.checkpoint import DTYPES, Checkpoint, shape
 from fusion.parallel import workers
 
@@ -26,7 +25,7 @@ def show(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths[1:]:
         yield ""
         is_change = is_adapter(path) and not is_adapter(paths[0])
-        yield from differences(first, Adapter(path, first, read_config(paths[0])) if is_change else Checkpoint(path))
+        yield from differences(first, Adapter(path, first) if is_change else Checkpoint(path))
 
 
 def contents(model: Mapping[str, Tensor]) -> Iterator[str]:

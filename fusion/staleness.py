@@ -7,6 +7,7 @@ Snakemake remembers parameters and inputs in `.snakemake` and compares times. He
 from functools import cache, partial
 from typing import Any
 
+from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 from snakemake.persistence import PersistenceBase
@@ -21,17 +22,24 @@ identity = cache(record.identity)  # nothing is made while a run is planned
 
 
 def is_stale(job: Any) -> bool:
-    """Whether a result of the job that is there was made from something else than it would be now.
-
-    WorkflowError where it was, and the sources that it would be made from are gone.
-    """
-    if not has_stage(job) or record.is_current(found := payload(job), identity):
+    """Whether a result of the job that is there was made from something else than it would be now."""
+    if not has_stage(job):
         return False
-    if gone := found.params.get("sources", {}).get("gone"):
+    found = payload(job)
+    current = record.is_current(found, identity)
+    if current and not job.rule.workflow.dryrun:
+        record.remember(found)
+    return not current
+
+
+def require_sources(job: Any) -> None:
+    """Nothing; WorkflowError where the sources are gone that the job, which is to run, would read."""
+    sources = job.params.get("sources") if has_stage(job) else None
+    if sources and "gone" in sources:
         raise WorkflowError(
-            f"{gone}; what was prepared from it is damaged, or not as it would be prepared now: put the source back"
+            f"{sources['gone']}; what was prepared from it is damaged, or not what would be prepared now, or asked for "
+            "anew: put the source back"
         )
-    return True
 
 
 def decide_by_records() -> None:
@@ -46,6 +54,7 @@ def decide_by_records() -> None:
         (PersistenceBase, "params_changed"): lambda self, job, file=None: is_stale(job),
         (Workflow, "rerun_triggers"): property(_triggers),
         (Job, "output_mintime"): property(partial(_oldest_output, vars(Job)["output_mintime"].fget)),
+        (DAG, "update_needrun"): _requiring_sources(DAG.update_needrun),
     }
     for (owner, name), answer in answers.items():
         assert hasattr(owner, name), f"Snakemake has no {owner.__name__}.{name} any more"
@@ -59,6 +68,17 @@ def _by_records_alone(workflow: Any) -> bool:
 def _triggers(workflow: Any) -> Any:
     only_records = frozenset({RerunTrigger.PARAMS})
     return only_records if _by_records_alone(workflow) else workflow.dag_settings.rerun_triggers
+
+
+def _requiring_sources(plan: Any) -> Any:
+    """The function that plans what is to run, with an error before any job deletes what it cannot make again."""
+
+    async def update_needrun(dag: DAG, *arguments: Any, **named: Any) -> None:
+        await plan(dag, *arguments, **named)
+        for job in dag.needrun_jobs():
+            require_sources(job)
+
+    return update_needrun
 
 
 async def _oldest_output(read: Any, job: Any) -> Any:

@@ -4,16 +4,15 @@
 cache. Nothing here keeps more than one layer of all tasks in memory, and θ0 is never modified.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusion import thresholds
-from fusion.checkpoint import is_float, shape
+from fusion.fitting import fitting, not_finite, require_wide, where
 from fusion.merged import Change, Merged, TaskModels
 from fusion.parallel import RUNS_AHEAD, is_finite, workers
 
@@ -35,24 +34,6 @@ class Layer(NamedTuple):
     start: int = 0  # of a run: its first coordinate's place in the flattened tensor
 
 
-def _check_mapping(name: str, model: object) -> None:
-    """ValueError saying what to pass in place of what is no mapping of named tensors."""
-    if isinstance(model, dict):
-        wrong = next((key for key, value in model.items() if not isinstance(value, Tensor)), None)
-        if wrong is not None:
-            got = type(model[wrong]).__name__
-            raise ValueError(f"{name}: {wrong!r} is a {got}, expected a tensor: pass the state_dict() itself")
-    if isinstance(model, Mapping):
-        return
-    if isinstance(model, (str, Path)):
-        raise ValueError(f"{name}: got a path, {str(model)!r}, expected named tensors: pass Checkpoint({str(model)!r})")
-    if isinstance(model, nn.Module):
-        raise ValueError(
-            f"{name}: got the module {type(model).__name__}, expected named tensors: pass its state_dict()"
-        )
-    raise ValueError(f"{name}: got {type(model).__name__}, expected named tensors: a state_dict() or Checkpoint(path)")
-
-
 class TaskVectors:
     """The task vectors of T models fine-tuned from one pre-trained model.
 
@@ -63,21 +44,9 @@ class TaskVectors:
     """
 
     def __init__(self, pretrained: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
-        _check_mapping("pretrained", pretrained)
-        if isinstance(finetuned, (Mapping, str, Path, nn.Module)):
-            got = type(finetuned).__name__
-            raise ValueError(f"finetuned: got one {got}, expected a list of models: [A, B], of a single one [A]")
-        if finetuned is not None and (isinstance(finetuned, Tensor) or not isinstance(finetuned, Iterable)):
-            raise ValueError(f"finetuned: got {type(finetuned).__name__}, expected a list of models: [A, B]")
-        self.pretrained, self.finetuned, self._are_deltas = pretrained, tuple(finetuned or ()), False
-        if not self.finetuned:
-            raise ValueError("got no fine-tuned model, expected at least one")
-        for place, model in enumerate(self.finetuned):
-            _check_mapping(f"finetuned[{place}]", model)
+        self.pretrained, self.finetuned, self._are_deltas = pretrained, fitting(pretrained, finetuned), False
         self._count = len(self.finetuned)
         self._changes: tuple[tuple[Change, bool], ...] = ()
-        for model in self.finetuned:
-            _check_same_tensors(pretrained, model)
 
     @classmethod
     def of_deltas(cls, pretrained: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> "TaskVectors":
@@ -198,18 +167,14 @@ class TaskVectors:
 
     def _read(self, name: str, theta0: Tensor, models: list[Tensor]) -> Layer:
         for model, tensor in zip((self.pretrained, *self.finetuned), (theta0, *models), strict=True):
-            if tensor.dtype.itemsize == 1:  # of eight bits, which have their scales elsewhere
-                raise ValueError(
-                    f"tensor {name!r} of {_where(model)} is {tensor.dtype}; expected 16 bits or more: quantized "
-                    "weights must be converted back first"
-                )
+            require_wide(name, tensor, model)
         dtype = torch.promote_types(theta0.dtype, torch.float32)
         start = theta0.to(dtype)
         taus = torch.empty((len(models), *theta0.shape), dtype=dtype, device=theta0.device)
         for tau, model in zip(taus, models, strict=True):
             tau.copy_(model) if self._are_deltas else torch.sub(model, start, out=tau)
         if not (is_finite(taus) and is_finite(start)):
-            self._raise_not_finite(name)
+            raise not_finite(name, self.pretrained, self.finetuned)
         return Layer(name, start, taus)
 
     def check_equal(self, name: str, theta0: Tensor) -> None:
@@ -219,15 +184,9 @@ class TaskVectors:
         for model in () if self._are_deltas else self.finetuned:
             if not torch.equal(model[name], theta0):
                 raise ValueError(
-                    f"tensor {name!r} is {theta0.dtype} and differs between {_where(self.pretrained)} and "
-                    f"{_where(model)}; buffers and integers must agree, for they cannot be merged"
+                    f"tensor {name!r} is {theta0.dtype} and differs between {where(self.pretrained)} and "
+                    f"{where(model)}; what is no float must agree, for it cannot be merged"
                 )
-
-    def _raise_not_finite(self, name: str) -> None:
-        for model in (self.pretrained, *self.finetuned):
-            if not torch.isfinite(model[name]).all():
-                raise ValueError(f"tensor {name!r} of {_where(model)} holds NaN or infinity; expected finite numbers")
-        raise ValueError(f"the difference of tensor {name!r} overflows {self.pretrained[name].dtype}")
 
 
 def run_length(tasks: int) -> int:
@@ -242,26 +201,3 @@ def _split(layer: Layer) -> Iterator[Layer]:
     for start in range(0, theta0.numel(), length):
         place = slice(start, start + length)
         yield Layer(layer.name, theta0[place], taus[:, place], start)
-
-
-def _check_same_tensors(pretrained: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(pretrained.keys() - model.keys()), sorted(model.keys() - pretrained.keys())
-    if missing or extra:
-        where = f"{_where(model)} against {_where(pretrained)}"
-        raise ValueError(f"{where}: missing tensors {missing[:3]}, extra tensors {extra[:3]}; expected the same names")
-    for name in pretrained:
-        got, expected = shape(model, name), shape(pretrained, name)
-        if got != expected:
-            raise ValueError(
-                f"tensor {name!r}: got shape {got} in {_where(model)}, expected {expected} as in {_where(pretrained)}"
-            )
-        if is_float(model, name) != is_float(pretrained, name):
-            types = [("an integer", "a float")[is_float(side, name)] for side in (model, pretrained)]
-            raise ValueError(
-                f"tensor {name!r}: got {types[0]} in {_where(model)}, expected {types[1]} as in {_where(pretrained)}; "
-                "integers and floats cannot be merged (quantized weights must be converted back first)"
-            )
-
-
-def _where(model: Mapping[str, Tensor]) -> str:
-    return "a model in memory" if isinstance(model, dict) else repr(model)

@@ -1,6 +1,8 @@
 """PEFT adapters as weights: what PEFT itself makes of them, and what is refused because it would be something else."""
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_vectors import Model
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2ForSequenceClassification, GPT2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2Model,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
 from fusion.adapter import CONFIG, WEIGHTS, Adapter
 from fusion.artifacts import read_json, write_json
@@ -348,6 +361,100 @@ def test_a_module_that_was_to_be_saved_in_full_and_is_not_there_is_an_error(tmp_
     Adapter(write(tmp_path, OF_ALL | {"score.weight": torch.ones(2, 3)}, **options), base)
     with pytest.raises(ValueError, match=r"has nothing for score\.weight \(1 in all\), which modules_to_save in"):
         Adapter(write(tmp_path, OF_ALL, **options), base)
+
+
+def cut(folder: Path, unwanted: str) -> None:
+    """Leaves out of the adapter's file what the expression finds."""
+    state = load_file(folder / WEIGHTS)
+    kept = {name: tensor for name, tensor in state.items() if not re.search(unwanted, name)}
+    assert 0 < len(kept) < len(state)
+    save_file(kept, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("option", "unwanted", "missing"),
+    [
+        ("all", r"\.bias$", r"embeddings\.LayerNorm\.bias, .* \(18 in all\)"),
+        ("all", r"0\.intermediate\.dense\.bias", r"encoder\.layer\.0\.intermediate\.dense\.bias \(1 in all\)"),
+        ("lora_only", r"1\..*\.bias$", r"encoder\.layer\.1\.attention\.self\.query\.bias \(1 in all\)"),
+        ("lora_only", r"\.bias$", r"encoder\.layer\.0\.attention\.self\.query\.bias, .* \(2 in all\)"),
+    ],
+)
+def test_trained_biases_that_the_file_lacks_are_an_error_that_names_them(
+    option: str, unwanted: str, missing: str, tmp_path: Path
+) -> None:
+    base, _ = adapt(bert, tmp_path, target_modules=["query"], bias=option)
+    cut(tmp_path, unwanted)
+    with pytest.raises(ValueError, match=f"has nothing for {missing}, which bias in .* write 'none' there for"):
+        Adapter(tmp_path, base)
+    write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"bias": "none"})
+    Adapter(tmp_path, base)
+
+
+def test_the_biases_of_what_the_adapters_class_lacks_are_not_missed(tmp_path: Path) -> None:
+    base, _ = adapt(bert, tmp_path, target_modules=["query"], bias="all")
+    cut(tmp_path, r"pooler")
+    Adapter(tmp_path, base, {"architectures": ["BertModel"]})
+
+
+def t5(kind: Any = T5ForConditionalGeneration) -> nn.Module:
+    sizes: dict[str, Any] = dict(d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2)
+    return kind(T5Config(vocab_size=11, **sizes))
+
+
+def clip() -> nn.Module:
+    sizes = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2)
+    text: dict[str, Any] = dict(vocab_size=11, max_position_embeddings=6, **sizes)
+    vision = dict(image_size=4, patch_size=2, **sizes)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+T5 = {"architectures": ["T5ForConditionalGeneration"]}
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "options", "stack"),
+    [
+        (t5, T5, {"target_modules": ["q", "v"]}, "decoder"),
+        (t5, T5, {"target_modules": ["q", "v"], "task_type": "SEQ_2_SEQ_LM"}, "decoder"),
+        (t5, T5, {"target_modules": "all-linear"}, "decoder"),
+        (t5, T5, {"target_modules": r".*\.[qv]"}, "encoder"),
+        (clip, {"architectures": ["CLIPModel"]}, {"target_modules": ["q_proj"], "bias": "all"}, "text_model"),
+    ],
+)
+def test_a_whole_stack_of_layers_that_the_file_lacks_is_an_error(
+    make: Callable[[], nn.Module], model: dict[str, Any], options: dict[str, Any], stack: str, tmp_path: Path
+) -> None:
+    base, _ = adapt(make, tmp_path, **options)
+    Adapter(tmp_path, base, model)
+    cut(tmp_path, stack)
+    with pytest.raises(ValueError, match=rf"has nothing for {stack}\..*, which target_modules in"):
+        Adapter(tmp_path, base, model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", [["q", "v"], "all-linear"])
+def test_an_adapter_of_the_encoder_alone_fits_the_model_with_a_decoder(targets: Any, tmp_path: Path) -> None:
+    adapt(partial(t5, T5EncoderModel), tmp_path, target_modules=targets)
+    base = base_of(t5())
+    assert Adapter(tmp_path, base, T5).keys() == base.keys()
+
+
+def test_an_adapter_of_one_tower_fits_the_model_of_both(tmp_path: Path) -> None:
+    base, _ = adapt(clip, tmp_path, target_modules=["q_proj"], bias="all")
+    cut(tmp_path, "text_model|projection")
+    mapping = {"base_model_class": "CLIPVisionModel"}
+    write_json(tmp_path / CONFIG, read_json(tmp_path / CONFIG) | {"auto_mapping": mapping})
+    Adapter(tmp_path, base, {"architectures": ["CLIPModel"]})
+
+
+@pytest.mark.parametrize("kind", ["DeepseekV3ForCausalLM", "Qwen3NextForCausalLM", "OfTomorrowForCausalLM"])
+def test_layers_that_the_class_of_the_model_passes_over_are_not_missed(kind: str, tmp_path: Path) -> None:
+    further = "model.layers.61" if "V3" in kind else "mtp.layers.0"
+    base = {f"model.{name}": tensor for name, tensor in LAYERS.items()} | {f"{further}.q.weight": torch.zeros(2, 3)}
+    state = {f"model.{key}": tensor for key, tensor in OF_ALL.items()}
+    write(tmp_path, state, target_modules=["q"], task_type="CAUSAL_LM")
+    Adapter(tmp_path, base, {"architectures": [kind], "auto_map": {}})
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool])

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from waiting import BACKSTOP
 
-from fusion.adapter import CONFIG, WEIGHTS
+from fusion.adapter import CONFIG, WEIGHTS, Adapter
 from fusion.architecture import UNMERGEABLE
 from fusion.artifacts import read_json, write_json
 from fusion.checkpoint import Checkpoint
@@ -119,7 +119,7 @@ def test_pickled_weights_become_safetensors_with_every_tensor_and_name(
         assert done.returncode == 0, done.stderr
     else:
         exec(code, {})
-    assert main(merge("new" if known else "a", "b")) == 0
+    assert main([*merge("new" if known else "a", "b"), "--strict"]) == 0
     assert_same(load_file(here / "out/model.safetensors"), wanted, atol=1e-7)
 
 
@@ -160,7 +160,7 @@ def test_an_adapter_that_is_more_than_a_lora_is_merged_by_peft_as_the_error_says
     message = error(capsys)
     assert "merge it with PEFT first" in message
     exec(recipe(message, P=here / "base", NEW=here / "new"), {})
-    assert main(merge("new")) == 0
+    assert main([*merge("new"), "--strict"]) == 0
     merged: Any = LlamaForCausalLM.from_pretrained(here / "out").eval()
     assert torch.allclose(merged(WORDS).logits, wanted, atol=1e-5)
     plain: Any = LlamaForCausalLM.from_pretrained(here / "base").eval()
@@ -278,13 +278,22 @@ def _variance(here: Path) -> list[str]:
     return [*merge("a.safetensors", p="base.safetensors", method="task_arithmetic"), "--set", "scaling=2"]
 
 
-def _shard_missing(here: Path) -> list[str]:
-    tensors = load_file(here / "a/model.safetensors")
+def _in_shards(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
     layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    (here / "a/model.safetensors").unlink()
-    save_folder(here / "a", layout, iter(tensors.items()), 500)
+    (folder / "model.safetensors").unlink()
+    save_folder(folder, layout, iter(tensors.items()), 500)
+
+
+def _shard_missing(here: Path) -> list[str]:
+    _in_shards(here / "a")
     next((here / "a").glob("model-00002*")).rename(here / "kept")
     return merge("a", "b")
+
+
+def _one_shard(here: Path) -> list[str]:
+    _in_shards(here / "a")
+    return merge(next(Path("a").glob("model-00002*")), "b")
 
 
 def _again(here: Path, match: re.Match[str]) -> list[str]:
@@ -325,6 +334,11 @@ ADVICE = {
         _does(merge("a/config.json")), r"is no \.safetensors file; expected one, or the folder", _does(merge("a"))
     ),
     "a shard is missing": Advice(_shard_missing, r"(\S+) is missing; .*download or save the model again", _again),
+    "one shard": Advice(
+        _one_shard,
+        r"one file of a model that has several: give its folder, (a)$",
+        lambda _, match: merge(match[1], "b"),
+    ),
     "a cut file": Advice(_cut, r"(\S+) is not a whole safetensors file .*; make it again", _again),
     "a model beside its adapter: the model": Advice(
         _model_and_adapter, r"give (\S+) for the whole model", lambda _, match: merge(match[1], "b")
@@ -389,7 +403,9 @@ def test_advice_works_when_it_is_followed(name: str, here: Path, capsys: pytest.
     match = re.search(advice.says, message)
     assert match, message
     if advice.follow:
-        assert main(advice.follow(here, match)) == 0, capsys.readouterr().err
+        command = advice.follow(here, match)
+        strict = ["--strict"] if command[0] == "merge" else []
+        assert main([*command, *strict]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["./name", "a/none", "/org/name", "x/y/z", "name.safetensors", "org/name.safetensors"])
@@ -410,6 +426,16 @@ def test_a_warning_names_a_command_that_shows_more(here: Path, capsys: pytest.Ca
     assert main(merge("a")) == 0
     command = re.search("see 'fusion (.*?)'", capsys.readouterr().err)
     assert command and main(command[1].split()) == 0
+
+
+def test_an_adapter_is_passed_as_its_error_says(here: Path) -> None:
+    base = Checkpoint("base")
+    with pytest.raises(
+        ValueError, match=r"lora\S+ is a PEFT adapter: pass (Adapter\('lora', P\)), of fusion\.adapter$"
+    ) as found:
+        TaskVectors(base, [Checkpoint("lora")])
+    passed = eval(str(found.value).partition("pass ")[2].partition(", of")[0], {"Adapter": Adapter, "P": base})
+    assert len(TaskVectors(base, [passed])) == 1
 
 
 def test_what_is_no_mapping_is_passed_as_its_error_says(here: Path) -> None:

@@ -80,6 +80,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         hyper("ties", density=1.5),
         "ties: density: got 1.5, Input should be less than or equal to 1 (config/methods.yaml)",
     ),
+    "a truth value for a number": (
+        hyper("ties", density=True),
+        "ties: density: got True, expected a number (config/methods.yaml)",
+    ),
+    "a rate without end": (
+        hyper("wudi", lr=float("inf")),
+        "wudi: lr: got inf, Input should be a finite number (config/methods.yaml)",
+    ),
     "one value of a grid out of range": (
         hyper("ties", density=[0.2, 0.0]),
         "ties: density: got 0.0, Input should be greater than 0 (config/methods.yaml)",

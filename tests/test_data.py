@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import unicodedata
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -248,6 +249,8 @@ def test_a_missing_file_or_folder_is_an_error_with_the_nearest_name(data: Path) 
     [
         ({"classes": {"r": "red"}}, "at least 2 items"),
         ({"classes": {"r": "red", "b": "red"}}, "same words"),
+        ({"classes": {"r": "a red one", "b": "a  Red one"}}, r"same words \['a red one', 'a  Red one'\]"),
+        ({"classes": {"r": "red", "b": " "}}, r"classes \['b'\] have no words"),
         ({"prompt": "no place"}, "exactly one {}"),
         ({"promt": "It is {}."}, "did you mean 'prompt'"),
         ({"sources": row({"train": "a.csv"})["sources"]}, "expected `all`, or `train` and `test`"),
@@ -339,6 +342,32 @@ def test_labels_of_texts_go_by_the_names_that_the_data_gives_them(
     assert DatasetDict.load_from_disk("out/colours")["train"].features["label"].names == ["g", "y"]
     form = read_json(Path("out/colours/info.json"))["source"]["format"]
     assert form["kind"] == kind and form["text"] == "text" and "image" not in form
+
+
+@pytest.mark.parametrize("kind", ["table", "json_lines", "parquet", "hub"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_columns_whose_names_look_the_same_are_the_same(data: Path, kind: str, form: Any) -> None:
+    names = {"text": "phrase pr\u00e9par\u00e9e", "label": "cat\u00e9gorie"}
+    there = {key: unicodedata.normalize(form, name) for key, name in names.items()}
+    asked = {key: unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], name) for key, name in names.items()}
+    columns = {there["text"]: ["one", "two"], there["label"]: ["r", "b"]}
+    if kind in ("parquet", "hub"):
+        write_table(pa.table(columns), data / "train.parquet")
+    elif kind == "table":
+        pd.DataFrame(columns).to_csv(data / "train.parquet", index=False)
+    else:  # the second line has the other form
+        lines = [{there["text"]: "one", there["label"]: "r"}, {asked["text"]: "two", asked["label"]: "b"}]
+        (data / "train.parquet").write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    place = {"hub": str(data), "files": {"all": "train"}} if kind == "hub" else {"folder": "data"}
+    source = {"files": {"all": "train.parquet"}, "format": {"kind": kind, **asked}} | place
+    assert read(TaskRow(**row({}, sources=[source])), {})["all"].to_numpy().tolist() == [["one", 0], ["two", 1]]
+
+
+def test_files_of_a_data_set_that_do_not_fit_together_are_named_by_what_is_wrong(data: Path) -> None:
+    parquet(data / "train-0.parquet", ["a"], ["r"])
+    write_table(pa.table({"text": ["b"], "queue": ["b"]}), data / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"cannot load the data set \S+ \(train\): (?s:.*)column names don't match"):
+        read(TaskRow(**hub_row(data)), {})
 
 
 def test_labels_of_a_hubs_texts_that_are_numbers_without_names_are_the_keys(data: Path) -> None:

@@ -226,6 +226,13 @@ def test_a_checkpoint_keeps_apart_tensors_whose_names_end_alike(tmp_path: Path) 
             assert all(v.equal(other.state[again[name]][key]) for key, v in optimizer.state[parameter].items())
 
 
+def test_half_a_checkpoint_of_a_killed_run_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name in (".resume.safetensors.1234.tmp", ".other.safetensors.1234.tmp"):
+        (tmp_path / name).write_text("half")
+    assert restore(tmp_path / "resume.safetensors", "run", {}, torch.optim.AdamW([torch.zeros(1)])) == (0, 0.0, [])
+    assert [path.name for path in tmp_path.iterdir()] == [".other.safetensors.1234.tmp"]
+
+
 def test_a_resumable_run_is_told_by_its_data_head_and_start(new_world: World) -> None:
     job = new_world.finetune_job("lora", "food", new_world.folder / "model")
     seen = {identity(job)}

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -27,6 +29,7 @@ from transformers import (
 from fusion.architecture import is_tied, read_config, untie
 from fusion.artifacts import read_json, write_json
 from fusion.cli import main
+from fusion.folder import SMALL
 
 
 def combine(base: Path, out: Path, *finetuned: Path, method: str = "simple_average", options: Any = ()) -> int:
@@ -61,6 +64,14 @@ def test_a_whole_model_beside_an_adapter_is_refused_and_both_ways_out_lead_out(
     assert combine(models / "base", tmp_path / "apart", both, tmp_path / "own") == 0
     assert combine(models / "base", tmp_path / "again", models / "a", models / "lora") == 0
     assert_same(read(tmp_path / "apart"), read(tmp_path / "again"))
+
+
+def test_the_pickled_weights_of_an_adapter_beside_a_model_are_named_as_they_are(
+    models: Path, both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (both / "adapter_model.safetensors").rename(both / "adapter_model.bin")
+    assert combine(models / "base", tmp_path / "out", both) == 1
+    assert "move adapter_config.json and adapter_model.bin into a folder of their own" in error(capsys)
 
 
 def test_of_a_sharded_model_beside_an_adapter_the_index_is_the_way_out(
@@ -104,6 +115,19 @@ def test_sub_folders_without_weights_are_copied_and_exports_left_out_aloud(
     assert names(tmp_path / "out/1_Pooling") == {"config.json", "more"}
     assert names(tmp_path / "out/1_Pooling/more") == {"note.txt"}
     assert capsys.readouterr().err.startswith("left out: onnx, coreml, original (made of the weights of P")
+
+
+def test_large_files_of_no_known_kind_are_left_out_aloud(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(models / "base", tmp_path / "base")
+    (base / "1_Index").mkdir()
+    for name, size in {"1_Index/all.faiss": SMALL + 1, "corpus.txt": SMALL + 1, "1_Index/few.faiss": 9}.items():
+        with open(base / name, "wb") as file:
+            file.truncate(size)
+    assert combine(base, tmp_path / "out", models / "a") == 0
+    assert names(tmp_path / "out/1_Index") == {"few.faiss"} and not (tmp_path / "out/corpus.txt").exists()
+    assert capsys.readouterr().err.startswith("left out: 1_Index/all.faiss, corpus.txt (over 100 MB; copy it into ")
 
 
 def test_a_sub_folder_with_weights_is_refused_by_name_before_the_merge_and_without_it_merges(
@@ -183,7 +207,7 @@ def test_an_adapter_on_a_tied_embedding_is_refused_and_the_recipe_of_the_error_g
     assert "input and output embedding are tied" in message and untie(read_config(tied)) in message
     recipe = message.partition("--pretrained: ")[2]
     exec(recipe, {"P": tied, "UNTIED": tmp_path / "untied"})
-    assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter") == 0
+    assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter", options=["--strict"]) == 0
     merged: Any = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert torch.allclose(merged(WORDS).logits, wanted, atol=1e-5)
 
@@ -217,6 +241,11 @@ OTHERS: dict[str, Any] = {
         ["lm_head"],
     ),
     "bert": (BertForMaskedLM, BertConfig(vocab_size=40, **BERT), ["word_embeddings"]),
+    "distilbert": (
+        DistilBertForMaskedLM,
+        DistilBertConfig(vocab_size=40, dim=16, hidden_dim=24, n_layers=1, n_heads=2),
+        ["vocab_projector"],
+    ),
     "mamba": (
         MambaForCausalLM,
         MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, state_size=4),
@@ -254,7 +283,7 @@ def test_a_tied_model_of_any_type_is_untied_as_the_error_says(
     message = error(capsys)
     assert "input and output embedding are tied" in message
     exec(message.partition("--pretrained: ")[2], {"P": tmp_path / "p", "UNTIED": tmp_path / "untied"})
-    assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter") == 0
+    assert combine(tmp_path / "untied", tmp_path / "out", tmp_path / "adapter", options=["--strict"]) == 0
     merged: Any = kind.from_pretrained(tmp_path / "out").eval()
     assert torch.allclose(merged(**inputs).logits, wanted, atol=1e-4)
 
@@ -321,6 +350,8 @@ def test_a_head_that_was_trained_apart_from_a_tied_embedding_is_an_error(
     assert combine(tied, tmp_path / "out", with_head) == 1
     message = error(capsys)
     assert "'lm_head.weight', which is tied" in message and "the head was trained apart" in message
+    exec(message.partition("--pretrained: ")[2], {"P": tied, "UNTIED": tmp_path / "untied"})
+    assert combine(tmp_path / "untied", tmp_path / "apart", with_head, options=["--strict"]) == 0
     write_json(tmp_path / "config.json", read_json(tied / "config.json") | {"tie_word_embeddings": False})
     shutil.copy(tied / "model.safetensors", tmp_path)
     assert combine(tmp_path / "model.safetensors", tmp_path / "out", with_head) == 1

@@ -139,6 +139,18 @@ def test_a_setting_that_changes_what_weights_compute_is_named_with_both_values(
     assert all(value in line for line in lines for value in values)
 
 
+@pytest.mark.parametrize(("head", "count"), [({"lm_head.weight": torch.ones(2)}, 0), ({}, 1)])
+def test_a_model_that_says_it_is_tied_is_not_odd_where_the_pretrained_one_has_a_head_of_its_own(
+    head: dict[str, Tensor], count: int, tmp_path: Path, capsys: Text
+) -> None:
+    for name, is_tied in {"p": False, "a": True}.items():
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "model.safetensors", 0, 8, **head)
+        write_json(tmp_path / name / "config.json", {"text_config": {"tie_word_embeddings": is_tied}})
+    assert merge(tmp_path / "p", tmp_path / "out", tmp_path / "a") == 0
+    assert len(warnings(capsys)) == count
+
+
 def folders(tmp_path: Path, name: str, *texts: str) -> list[Path]:
     """Models `0`, `1` … that differ in one text file."""
     found = [tmp_path / str(number) for number in range(len(texts))]

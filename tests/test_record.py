@@ -162,6 +162,54 @@ def test_large_class_folders_renamed_into_one_another_are_seen_where_all_files_h
     assert look.look([str(folder)])["digest"] != before
 
 
+def test_what_was_recorded_by_time_stays_current_where_a_run_reads_all_and_is_known_by_content_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "SMALL", 0)
+    source = tmp_path / "source"
+    source.write_text("one")
+    os.utime(source, (0, 0))
+
+    def now(full: bool) -> Job:
+        return job(tmp_path, 0, sources=look.look([str(source)], full))
+
+    run(now(full=False))
+    run(job(tmp_path, 1))
+    assert record.is_current(now(full=True)) and record.new_files(tmp_path / "0", look.look([str(source)], True)) == 0
+    record.remember(now(full=True))
+    assert record.is_current(now(full=True)) and record.is_current(job(tmp_path, 1)), "nothing was made anew"
+    os.utime(source, (1, 1))
+    assert record.is_current(now(full=True)) and not record.is_current(now(full=False))
+    record.remember(now(full=True))
+    assert record.is_current(now(full=False)), "the new time is that of the same content"
+    record.remember(now(full=False))
+    source.write_text("two")
+    os.utime(source, (1, 1))
+    assert not record.is_current(now(full=True)), "the content is still known"
+
+
+def test_source_files_that_changed_are_told_from_those_that_are_gone(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("train", "test")]
+    for path in paths:
+        Path(path).write_text("one")
+    run(job(tmp_path, 0, sources=look.look(paths)))
+    Path(paths[0]).unlink()
+    assert record.changed(tmp_path / "0", paths) == []
+    Path(paths[1]).write_text("two")
+    assert record.changed(tmp_path / "0", paths) == paths[1:]
+
+
+def test_what_a_killed_job_left_of_its_output_is_removed_and_nothing_of_another(tmp_path: Path) -> None:
+    left = [tmp_path / name for name in (".0.1234.tmp", "..0.made.json.99.tmp")]
+    others = [tmp_path / name for name in (".0.noise-2.abc.tmp", ".00.77.tmp", ".0.resume.safetensors.5.tmp")]
+    for path in (*left, *others):
+        path.write_text("half")
+    (tmp_path / ".0.abcd1234.tmp").mkdir()
+    (tmp_path / ".0.abcd1234.tmp/model").write_text("half")
+    run(job(tmp_path, 0))
+    assert sorted(path for path in tmp_path.iterdir() if path.suffix == ".tmp") == sorted(others)
+
+
 def test_what_an_operating_system_leaves_in_a_folder_does_not_count(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "pictures")
     before = look.look([str(folder)])

@@ -202,7 +202,7 @@ def test_magnitude_thresholds_are_exact_at_the_ends_of_float32(value: float) -> 
         ({"a": torch.ones(2), "b": torch.ones(1, 2)}, r"'b': got shape \(1, 2\) in .*task1.*\(2,\) as in .*pretrained"),
         (
             {"a": torch.ones(2), "b": torch.ones(2).int()},
-            r"'b': got an integer in .*task1.* a float as in .*pretrained",
+            r"'b': got no float in .*task1.* a float as in .*pretrained",
         ),
     ],
     ids=["missing", "extra", "shape", "type"],
@@ -214,7 +214,7 @@ def test_models_that_do_not_fit_are_errors_before_anything_is_read(tuned: Model,
 
 
 def test_a_float_in_place_of_an_integer_is_an_error_of_models_in_memory_too() -> None:
-    with pytest.raises(ValueError, match="'n': got a float in a model in memory, expected an integer as in a model"):
+    with pytest.raises(ValueError, match="'n': got a float in a model in memory, expected no float as in a model"):
         TaskVectors({"n": torch.tensor([True])}, [{"n": torch.tensor([1.0])}])
 
 
@@ -282,6 +282,42 @@ def test_what_is_no_task_vectors_or_generator_is_told_what_to_pass(
         methods.load(name)(state, rng=torch.Generator() if rng is None else rng)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("ties", [{}, {}]), r"ties: got list, expected TaskVectors: pass TaskVectors\(P, \[A, B\]\)"),
+        ((vectors([1.0]), "ties"), r"merge: got TaskVectors, expected the name of an algorithm, 'ties', and then"),
+    ],
+)
+def test_a_pipeline_of_what_is_no_task_vectors_is_told_what_to_pass(args: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        methods.merge(*args, rng=torch.Generator())
+    with pytest.raises(ValueError, match=r"ties: got list, expected TaskVectors"):
+        methods.load("ties")(taus=[{}], rng=torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("ties", {"density": True}, "ties: density: got True, expected a number"),
+        ("weighted_average", {"weights": [True, 0.0]}, r"weights: got \[True, 0\.0\], expected a number"),
+        ("wudi", {"lr": float("inf")}, "wudi: lr: got inf, Input should be a finite number"),
+        ("task_arithmetic", {"scaling": float("nan")}, "scaling: got nan, Input should be a finite number"),
+    ],
+)
+def test_a_hyper_parameter_that_is_no_number_is_refused(name: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        methods.load(name)(vectors([1.0], [2.0]), rng=torch.Generator(), **values)
+
+
+def test_complex_numbers_are_called_no_floats() -> None:
+    base, tuned = model([1.0], dtype=torch.float32), {"w": torch.ones(1, dtype=torch.complex64)}
+    with pytest.raises(ValueError, match=r"'w': got no float in a model in memory, expected a float as in"):
+        TaskVectors(base, [tuned])
+    with pytest.raises(ValueError, match=r"'w' is torch\.complex64 and differs .*; what is no float must agree"):
+        mean(TaskVectors({"w": tuned["w"] * 2}, [tuned])).tensors()
+
+
 def test_a_merge_that_is_not_finite_is_an_error_that_names_the_tensor() -> None:
     taus = vectors([1.0, 2.0])
     with pytest.raises(ValueError, match=r"merged tensor 'w' is not finite in torch\.float32"):
@@ -289,6 +325,19 @@ def test_a_merge_that_is_not_finite_is_an_error_that_names_the_tensor() -> None:
     half = TaskVectors(model([0.0], dtype=torch.float16), [model([6e4], dtype=torch.float16)] * 2)
     with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         half.map(lambda layer: layer.taus.sum(0)).tensors()
+
+
+@pytest.mark.parametrize("coordinatewise", [True, False])
+def test_a_running_variance_that_came_out_negative_is_an_error_however_the_model_is_read(
+    coordinatewise: bool, tmp_path: Path
+) -> None:
+    taus = TaskVectors({"bn.running_var": torch.ones(3)}, [{"bn.running_var": torch.full((3,), 0.25)}])
+    merged = taus.map(lambda layer: layer.taus.sum(0), scaling=2.0, coordinatewise=coordinatewise)
+    for read in (merged.tensors, lambda: merged.save(tmp_path / "merged.safetensors"), merged.held().tensors):
+        with pytest.raises(ValueError, match=r"merged tensor 'bn\.running_var' holds -0\.5, and .* smaller scaling"):
+            read()
+    assert not list(tmp_path.iterdir())
+    assert merged.at(0.5).tensors()["bn.running_var"].tolist() == [0.625] * 3
 
 
 def test_no_fine_tuned_model_is_an_error() -> None:

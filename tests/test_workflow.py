@@ -153,10 +153,9 @@ def test_a_missing_source_stops_the_run_and_old_results_do_not_stand_for_it(done
 
 
 def test_sources_may_go_once_they_are_prepared(done: Path) -> None:
-    (done / "data").rename(done / "away")
-    run = plan_with(tiny.ROOT, done)
-    (done / "away").rename(done / "data")
-    assert not run.rules
+    with gone(done / "data"):
+        run = plan_with(tiny.ROOT, done)
+    assert not run.rules and run.output.count("what was prepared from it before takes its place") == len(tiny.TASKS)
 
 
 def test_a_prepared_task_that_is_damaged_is_no_source_once_its_own_is_gone(done: Path) -> None:
@@ -170,6 +169,60 @@ def test_a_prepared_task_that_is_damaged_is_no_source_once_its_own_is_gone(done:
     info.write_bytes(content)
     error = r"task 'food' .*no file or folder \S+food.txt; what was prepared from it is damaged"
     assert run.returncode != 0 and re.search(error, run.stdout), run.stdout
+
+
+@pytest.fixture(scope="module")
+def pairs(done: Path) -> dict[str, object]:
+    """The changes of a run whose task `food` is prepared from two files, food-train.txt and food-test.txt."""
+    lines = (done / "data/food.txt").read_text().splitlines(keepends=True)
+    for split, part in {"train": lines[:80], "test": lines[80:]}.items():
+        (done / f"data/food-{split}.txt").write_text("".join(part))
+    source = tiny.task_row(done, "food")["sources"][0]
+    files = {split: f"food-{split}.txt" for split in ("train", "test")}
+    changes: dict[str, object] = {
+        "run": "pairs",
+        "define": {"tasks": {"food": {"sources": [source | {"files": files}]}}},
+    }
+    run = tiny.snakemake(done, "--until", "prepare_task", **changes)
+    assert run.returncode == 0 and run.rules["prepare_task"] == 1, run.output
+    return changes
+
+
+@contextmanager
+def gone(path: Path) -> Iterator[None]:
+    """The file at another place inside the block."""
+    path.rename(path.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        path.with_suffix(".away").rename(path)
+
+
+def test_a_file_that_is_gone_is_named_and_the_prepared_data_are_used(done: Path, pairs: dict[str, object]) -> None:
+    with gone(done / "data/food-test.txt"):
+        run = plan(done, "--until", "prepare_task", **pairs)
+        forced = tiny.snakemake(done, "-R", "prepare_task", **pairs)
+    assert "prepare_task" not in run.rules
+    assert re.search(r"task 'food' .*food-test.txt; what was prepared from it before takes its place", run.output), (
+        run.output
+    )
+    error = r"food-test.txt; what was prepared from it is damaged, .*asked for anew: put the source back"
+    assert forced.returncode != 0 and re.search(error, forced.output) and not forced.rules, forced.output
+    assert "prepare_task" not in plan(done, "--until", "prepare_task", **pairs).rules, "the prepared data are as before"
+
+
+def test_a_file_that_is_gone_beside_one_that_changed_is_an_error(done: Path, pairs: dict[str, object]) -> None:
+    with gone(done / "data/food-test.txt"), edited(done / "data/food-train.txt"):
+        run = tiny.snakemake(done, "-n", **pairs)
+    error = r"task 'food' .*food-test.txt, and \S+food-train.txt is not as it was when .*; put back what is gone"
+    assert run.returncode != 0 and re.search(error, run.output), run.output
+
+
+def test_another_spelling_of_a_path_makes_nothing_stale(done: Path) -> None:
+    source = tiny.task_row(done, "food")["sources"][0]
+    row = {"sources": [source | {"folder": f"{done}/./data//", "files": {"all": "./food.txt"}}]}
+    rules = plan(done, define={"tasks": {"food": row}}).rules
+    assert rules == {"report": 1, "all": 1}, "which shows the configuration as it was written"
 
 
 def test_a_source_with_braces_in_its_name_is_read_and_results_of_another_do_not_stand_for_it(done: Path) -> None:

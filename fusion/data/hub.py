@@ -1,14 +1,14 @@
-"""Data sets of a hub, at a pinned revision, offline where the hub's cache has them; labels that have names."""
+"""Data sets of a hub, at a pinned revision, offline where the hub's cache has them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from fusion.data.columns import Cells, class_names, classes_of, column, labelled
 from fusion.data.formats import HubFormat
-from fusion.data.images import Stored, same_name
+from fusion.data.images import Stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,8 +27,11 @@ def open_split(path: str, config: str | None, revision: str | None, split: str) 
     try:
         data, commit = _load(path, config, revision, split)
     except Exception as error:  # the hub's, the network's, and those of the file formats
+        from datasets.exceptions import DatasetGenerationError
+
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error  # which says what is wrong
         raise ValueError(
-            f"cannot load the data set {name}: {error}. Is there a network, or a copy in the hub's cache (HF_HOME)?"
+            f"cannot load the data set {name}: {reason}. Is there a network, or a copy in the hub's cache (HF_HOME)?"
         ) from error
     if commit and re.fullmatch("[0-9a-f]{7,40}", revision or "") and not commit.startswith(revision or ""):
         raise ValueError(
@@ -64,18 +67,23 @@ def _snapshot(path: str, revision: str | None) -> Path | None:
         return None
 
 
+def spelled(data: "Dataset", name: str, form: HubFormat) -> "Dataset":
+    """The data set with its two columns named as the row spells them; ValueError where it has no such columns."""
+    wanted = (form.column, form.label)
+    names = {column(data.column_names, one, name): one for one in wanted}
+    return data.rename_columns({there: one for there, one in names.items() if there != one})
+
+
 def examples(data: "Dataset", name: str, form: HubFormat, classes: Sequence[str]) -> Iterator[tuple[Stored | str, str]]:
-    """Input and class of every example; ValueError where the data set `name` is not as the row says.
+    """Input and class of every example, of columns that are `spelled`; ValueError where `name` is not as the row says.
 
     A label that is text is a class's name. One that is a number is a name of the data set's own (a ClassLabel), or an
     index into `classes` where no such name is a key of `classes`. Where the data set has no names it is an index of a
     picture's class, and of a text it is the key.
     """
-    if missing := {form.column, form.label} - set(data.column_names):
-        raise ValueError(f"{name} has no column {sorted(missing)}; it has {data.column_names} (config/tasks.yaml)")
     names = class_names(own_names(data, form), name, classes)
     if form.text is not None:
-        texts, labels = (Cells(column, list(data[column])) for column in (form.text, form.label))
+        texts, labels = (Cells(one, list(data[one])) for one in (form.text, form.label))
         yield from labelled(texts, labels, name, names)
     else:
         yield from _pictures(data, name, form, names or list(classes))
@@ -95,98 +103,12 @@ def _pictures(data: "Dataset", name: str, form: HubFormat, names: Sequence[str])
         yield _stored(pictures, form.column, f"{name} row {number}", number), label
 
 
-class Cells(NamedTuple):
-    """The values of a column, and where each is: in a row, counted from 0, or on one of these lines."""
-
-    column: str
-    values: Sequence[Any]
-    lines: Sequence[int] = ()
-
-    def refuse(self, bad: Sequence[int], problem: str, name: str) -> None:
-        """Nothing; ValueError that counts the values at these indices, and says where the first ones are."""
-        if bad:
-            unit, numbers = ("line", [self.lines[i] for i in bad[:10]]) if self.lines else ("row", bad[:10])
-            places = ", ".join(map(str, numbers)) + (", …" if len(bad) > 10 else "")
-            counted = f"{len(bad)} {unit}{'s' * (len(bad) > 1)}{'' if self.lines else ', counted from 0'}"
-            raise ValueError(
-                f"{name} {unit} {places}: column {self.column!r} {problem} ({counted}); correct or remove them there, "
-                "or name another column (config/tasks.yaml)"
-            )
-
-
-def labelled(texts: Cells, labels: Cells, name: str, names: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Text and class of every example of the file `name`; ValueError that says where a value is none.
-
-    names: the classes of the labels that are whole numbers; without them, labels are what they are written as.
-    """
-    texts.refuse(_empty(texts), "is empty", name)
-    if other := [i for i, text in enumerate(texts.values) if not _is_text(text)]:
-        texts.refuse(other, f"has {repr(texts.values[other[0]])[:80]}, expected text", name)
-    return list(zip(texts.values, classes_of(labels, name, names), strict=True))
-
-
-def classes_of(labels: Cells, name: str, names: Sequence[str]) -> list[str]:
-    """The class of every label, as `labelled` says; ValueError that says where a label is none."""
-    labels.refuse(_empty(labels), "is empty", name)
-    classes = [_written(label, names) for label in labels.values]
-    if other := [i for i, label in enumerate(classes) if label is None]:
-        wanted = f"a number below {len(names)}, that of a class," if names else "a number, true or false,"
-        labels.refuse(other, f"has {repr(labels.values[other[0]])[:80]}, expected {wanted} or text", name)
-    return [str(label) for label in classes]
-
-
-def _empty(cells: Cells) -> list[int]:
-    return [i for i, value in enumerate(cells.values) if value is None or value != value]
-
-
-def _is_text(value: Any) -> bool:
-    """Whether it is text that can be stored: JSON can also write halves of a character."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
-def _written(label: Any, names: Sequence[str]) -> str | None:
-    """The label as a key of `classes` is written, None of what cannot be one."""
-    if isinstance(label, float | Decimal) and label % 1 == 0:
-        label = int(label)
-    if isinstance(label, str):
-        return label
-    if names:
-        return names[label] if isinstance(label, int) and 0 <= label < len(names) else None
-    return str(label).lower() if isinstance(label, int | float | Decimal) else None
-
-
-def other_names(names: list[str], classes: Sequence[str]) -> list[str]:
-    """The data set's own names of its classes where none is a key of `classes`, so that only the order counts."""
-    return [] if {_folded(name) for name in names} & {_folded(key) for key in classes} else names
-
-
-def class_names(names: list[str], name: str, classes: Sequence[str]) -> list[str]:
-    """The class of every label that is a number, where the data set has `names` of its own.
-
-    ValueError where these are other classes than `classes`.
-    """
-    if other_names(names, classes):
-        if len(names) != len(classes):
-            raise ValueError(f"{name} has {len(names)} classes, `classes` has {len(classes)} (config/tasks.yaml)")
-        return list(classes)
-    if names and sorted(map(same_name, names)) != sorted(map(same_name, classes)):
-        raise ValueError(
-            f"{name} has the classes {names}, `classes` has the keys {list(classes)}; expected the same names in any "
-            "order, or none in common, where the order counts (config/tasks.yaml)"
-        )
-    return names
-
-
 def own_names(data: "Dataset", form: HubFormat) -> list[str]:
     """The data set's own names of its classes, none where it has only numbers or text."""
     from datasets import ClassLabel
 
     kind = data.features.get(form.label)
     return kind.names if isinstance(kind, ClassLabel) else []
-
-
-def _folded(name: str) -> str:
-    return same_name(name).strip().casefold()
 
 
 def _stored(pictures: Any, column: str, name: str, number: int) -> Stored:

@@ -8,8 +8,9 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from fusion.data.columns import same_text
 from fusion.data.formats import ArraysFormat, FolderFormat, Format, HubFormat, ImageFormat, TableFormat
-from fusion.rows import LocalPath, Row, hub_ref
+from fusion.rows import HubName, LocalPath, Row, hub_ref
 
 SIGNS = ["negative", "positive"]  # the classes of a task whose label is the sign of a score, in this order
 
@@ -45,10 +46,10 @@ class SourceRow(Row):
     archive: str | None = None
     folder: LocalPath | None = None
     package: str | None = None
-    hub: LocalPath | None = None
+    hub: HubName | None = None
     revision: str | None = None
     config: str | None = None
-    files: dict[Literal["all", "train", "val", "test"], str]
+    files: dict[Literal["all", "train", "val", "test"], LocalPath]
     format: Format
 
     @model_validator(mode="after")
@@ -155,9 +156,14 @@ class TaskRow(Row):
         for prompt in self.prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(f"prompt {prompt!r}: expected exactly one {{}} for the class's words")
-        words = list(self.classes.values())
-        if same := sorted({w for w in words if words.count(w) > 1}):
-            raise ValueError(f"classes with the same words {same}: a prompt must tell the classes apart")
+        words = [same_text(words) for words in self.classes.values()]
+        if same := [given for given, w in zip(self.classes.values(), words, strict=True) if words.count(w) > 1]:
+            raise ValueError(
+                f"classes with the same words {same}: a prompt must tell the classes apart, and many models do not "
+                "tell capitals from small letters"
+            )
+        if empty := [key for key, w in zip(self.classes, words, strict=True) if not w]:
+            raise ValueError(f"classes {empty} have no words; expected what a prompt calls them")
         return self
 
     @model_validator(mode="after")

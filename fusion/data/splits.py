@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from fusion.data.columns import same_text
+
 Dropped = dict[str, dict[str, int]]  # {reason: {split as read: rows}}
 
 PRIORITY = {"test": 0, "val": 1, "train": 2, "all": 2}  # a text in several splits stays in the first of them
@@ -82,11 +84,7 @@ def input_column(frame: pd.DataFrame) -> str:
     return next(column for column in KEYS if column in frame)
 
 
-def _same_text(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-KEYS: dict[str, Callable[[Any], str]] = {"text": _same_text, "image": attrgetter("key")}  # what equal inputs share
+KEYS: dict[str, Callable[[Any], str]] = {"text": same_text, "image": attrgetter("key")}  # what equal inputs share
 
 
 def _ranks(rows: pd.DataFrame, purpose: str) -> pd.Series:

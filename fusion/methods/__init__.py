@@ -37,16 +37,24 @@ def load(name: str) -> Callable[..., Any]:
 
 def _check_types(name: str, args: Sequence[Any], given: Mapping[str, Any]) -> None:
     """ValueError saying what to pass in place of what is no task vectors (or merged model), or no generator."""
-    wanted = (Merged, TaskModels) if kind(name) == "adjust" else (TaskVectors,)
-    if args and not isinstance(args[0], wanted):
-        how = "TaskVectors(P, [A, B])" if wanted == (TaskVectors,) else "what a method that merges returns"
-        if wanted == (TaskVectors,) and isinstance(args[0], Merged):
-            how = "its task_vectors()"
-        raise ValueError(f"{name}: got {type(args[0]).__name__}, expected {wanted[0].__name__}: pass {how}")
+    is_adjusting = kind(name) == "adjust"
+    argument = "merged" if is_adjusting else "taus"
+    if args or argument in given:
+        state = args[0] if args else given[argument]
+        _check_state(name, state, (Merged, TaskModels) if is_adjusting else (TaskVectors,))
     if not isinstance(given.get("rng", Generator()), Generator):
         raise ValueError(
             f"{name}: got rng {given['rng']!r}, expected a generator: pass torch.Generator().manual_seed(0)"
         )
+
+
+def _check_state(name: str, state: Any, wanted: tuple[type, ...]) -> None:
+    if isinstance(state, wanted):
+        return
+    how = "TaskVectors(P, [A, B])" if wanted == (TaskVectors,) else "what a method that merges returns"
+    if wanted == (TaskVectors,) and isinstance(state, Merged):
+        how = "its task_vectors()"
+    raise ValueError(f"{name}: got {type(state).__name__}, expected {wanted[0].__name__}: pass {how}")
 
 
 def _in_range(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +81,10 @@ def merge(
     values: the hyper-parameters of one algorithm by name, of several as 'dare.density'; defaults otherwise.
     ValueError for a pipeline that merges nothing, and for a name in `values` or a need that is not there.
     """
+    if not isinstance(pipeline, str):
+        got = type(pipeline).__name__
+        raise ValueError(f"merge: got {got}, expected the name of an algorithm, 'ties', and then the task vectors")
+    _check_state(pipeline, taus, (TaskVectors,))
     given, values = given or {}, values or {}
     _check(pipeline, given, values)
     state: Any = taus

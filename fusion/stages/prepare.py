@@ -56,7 +56,7 @@ def prepare_task(job: Job) -> None:
         seed, caps = task.split_seed, {str(key): n for key, n in task.max_examples.items()}
         splits, dropped = split(frames, list(task.classes), seed=seed, max_examples=caps, whole_test=task.whole_test)
         if task.modality == "image":
-            check(list(_to_decode(splits, task)))
+            check(list(_to_decode(splits, task)), job.threads)
     except ValueError as error:
         raise ValueError(f"task {name}: {error}") from error
     commit = next(iter(frames.values())).attrs.get("commit")

@@ -97,15 +97,22 @@ def checkpoint_files(backbone, mode, task):
 
 
 def looked(source, made, what):
-    """What the files hold. Where they are `gone`, what they held when `made` was made from them; else an error."""
+    """What the files hold. Where some are `gone`, what all held when `made` was made from them; else an error."""
+    paths = []
     try:
         found = source()
         refs = [str(ref) for ref in [found.ref()] if ref]
-        return look.look(found.paths(), PLAN.config.hash_sources) | {"refs": refs}
+        paths = found.paths()
+        return look.look(paths, PLAN.config.hash_sources) | {"refs": refs}
     except (OSError, ValueError) as error:
         kept = record.sources(made) if made else None
         if kept is None:
             raise ValueError(f"{what}: {error}; its sources must be there until it is prepared") from error
+        if changed := record.changed(made, paths):
+            raise ValueError(
+                f"{what}: {error}, and {changed[0]} is not as it was when the task was prepared from both; put back "
+                "what is gone"
+            ) from error
         return kept | {"gone": f"{what}: {error}"}
 
 
@@ -115,12 +122,19 @@ def source_files(seen):
     return [path for path in seen["paths"] if "gone" not in seen and not set("{}") & set(path)]
 
 
+def prepared():
+    """What was seen of the sources of every task and backbone, and the folder that is made from them, by name."""
+    tasks = dict.fromkeys(task for suite in PLAN.config.suites for task in tested_tasks(suite))
+    seen = {name: (task_files(name), data(name)) for name in tasks}
+    return seen | {name: (pretrained_files(name), pretrained(name)) for name in PLAN.config.backbones}
+
+
 def check_sources():
-    """An error for the first task, backbone or checkpoint whose sources are missing and that is not prepared yet."""
-    for name in dict.fromkeys(task for suite in PLAN.config.suites for task in tested_tasks(suite)):
-        task_files(name)
-    for name in PLAN.config.backbones:
-        pretrained_files(name)
+    """An error for the first task, backbone or checkpoint whose sources are missing and that is not prepared yet; a
+    warning for each that is."""
+    for found, made in prepared().values():
+        if "gone" in found and workflow.is_main_process:
+            logger.warning(f"{found['gone']}; what was prepared from it before takes its place: {made}")
     for row in TAKEN:
         for task in PLAN.tasks:
             checkpoint_files(row.backbone, row.mode, task)
@@ -128,13 +142,8 @@ def check_sources():
 
 def said_of_sources():
     """A line for every task and model: how many local source files were looked at, and how many were new."""
-    tasks = dict.fromkeys(task for suite in PLAN.config.suites for task in tested_tasks(suite))
-    seen = {name: (task_files(name), data(name)) for name in tasks}
-    seen |= {name: (pretrained_files(name), pretrained(name)) for name in PLAN.config.backbones}
-    for name, (found, made) in seen.items():
-        if "gone" in found:
-            yield f"{name}: its sources are not there any more; it was prepared from {found['files']:,} files before"
-        elif found["files"]:
+    for name, (found, made) in prepared().items():
+        if found["files"] and "gone" not in found:
             yield f"{name}: looked at {found['files']:,} source files, {record.new_files(made, found):,} new or changed"
 
 

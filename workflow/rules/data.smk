@@ -32,6 +32,7 @@ rule prepare_task:
         f"{SHARED}/benchmarks/data/{{task}}-{{version}}.tsv"
     conda:
         "../envs/stage.yml"
+    threads: lambda w: 4 if PLAN.rows.tasks[w.task].modality == "image" else 1  # that decode pictures
     resources:
         mem_mb=1500,
         runtime=30,
