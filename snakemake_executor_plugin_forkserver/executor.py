@@ -27,7 +27,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from .payload import payload
 from .processes import Processes
 from .progress import Progress
-from .report import describe, failure, has_stage
+from .report import describe, failure, has_stage, tell
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
