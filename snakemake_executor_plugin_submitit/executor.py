@@ -17,8 +17,10 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from snakemake_executor_plugin_forkserver.progress import Progress
-from snakemake_executor_plugin_forkserver.report import describe, has_stage, tail
+from snakemake_executor_plugin_forkserver.report import describe, tail
 
+from .jobs import is_called, require_known_resources
+from .runner import PYTHON
 from .settings import ExecutorSettings, common_settings
 from .slurm import State
 from .submissions import Submissions, Submitted
@@ -42,6 +44,7 @@ class Executor(RemoteExecutor):
 
     def __post_init__(self) -> None:
         self._settings: ExecutorSettings = self.workflow.executor_settings
+        require_known_resources(self.dag.needrun_jobs())
         self._submissions = Submissions(self, self._settings)
         self._progress = Progress(Counter(job.rule.name for job in self.dag.needrun_jobs()))
         self._polled = 0.0
@@ -50,6 +53,10 @@ class Executor(RemoteExecutor):
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What a Snakemake in a job is given: it runs the job there and then."""
         return "--executor local --quiet all"
+
+    def get_python_executable(self) -> str:
+        """The Python of such a Snakemake: that of the job."""
+        return f'"${PYTHON}"'
 
     def run_jobs(self, jobs: list[Any]) -> None:
         """Takes up the jobs that are submitted already, and submits the others: those with equal needs together."""
@@ -138,7 +145,7 @@ class Executor(RemoteExecutor):
         found = json.loads(submitted.outcome.read_text(encoding="utf-8"))
         if found["error"]:
             return self._fail(info, submitted, f"failed: {found['error']}")
-        if has_stage(submitted.job) and submitted.job.benchmark:
+        if is_called(submitted.job) and submitted.job.benchmark:
             try:
                 _write_benchmark(submitted.job, found, self.workflow.output_settings.benchmark_extended)
             except OSError as error:

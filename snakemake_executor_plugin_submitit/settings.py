@@ -39,3 +39,13 @@ class ExecutorSettings(ExecutorSettingsBase):
     devices: str = field(
         default="", metadata={"help": "With cluster=local: the GPUs to share out, such as '0,1'; all by default."}
     )
+    setup: str = field(
+        default="",
+        metadata={"help": "Lines of shell before each job, such as 'module load cuda'; the job fails where one fails."},
+    )
+    python: str = field(
+        default="",
+        metadata={
+            "help": "The Python of jobs, such as 'apptainer exec --nv image.sif python'; by default this interpreter."
+        },
+    )

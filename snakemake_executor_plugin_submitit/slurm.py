@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .environment import environment
+
 TIMEOUT, SHORT = 20, 4  # seconds that a call of SLURM may take, and one on the way out
 ENDED = {  # states of squeue that are the end of a job; it forgets them after MinJobAge
     "BOOT_FAIL": "its node did not boot",
@@ -104,4 +106,5 @@ def refusal(error: Exception) -> str:
 
 
 def _run(command: list[str], seconds: float = TIMEOUT) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    options = {"capture_output": True, "text": True, "check": False, "env": environment()}
+    return subprocess.run(command, timeout=seconds, **options)

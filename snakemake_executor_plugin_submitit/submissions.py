@@ -1,9 +1,7 @@
 """From ready jobs to the scheduler: what is submitted together, what was submitted before, and what is cancelled."""
 
 import json
-import sys
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +14,13 @@ from snakemake_interface_common.exceptions import WorkflowError
 from fusion.artifacts import digest
 from fusion.job import Job
 from snakemake_executor_plugin_forkserver.payload import payload
-from snakemake_executor_plugin_forkserver.report import describe, has_stage
+from snakemake_executor_plugin_forkserver.report import describe
 
+from . import environment, gpus
 from .backends import Backend, Local, Slurm
+from .jobs import batch_name, comment, is_called, limited
 from .journal import Batch, Journal, Place
+from .launch import Launch, shared_path
 from .resources import parameters
 from .runner import Command, Stages, started
 from .settings import ExecutorSettings
@@ -84,7 +85,7 @@ class Submissions:
             self._journal = Journal(settings.folder.absolute())
         except (RuntimeError, OSError) as error:
             raise WorkflowError(f"cannot submit jobs: {error}") from error
-        self.backend = _open_backend(settings)
+        self.backend = _open_backend(settings, host)
         self._lock = RLock()  # jobs are submitted by the scheduler's thread and by the one that polls
         self._waiting: Sequence[Any] = ()  # to be submitted later: no GPU was free, or their process died before them
         self.cancelled = False
@@ -167,13 +168,13 @@ class Submissions:
     def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
         """Submits one job, or one array: a task a bundle."""
         jobs = [job for bundle in bundles for job in bundle]
-        wanted = _wanted(jobs[0])
+        wanted = _wanted(jobs[0]) | {"slurm_comment": comment(jobs)}
         try:
             if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
                 self._waiting = [*self._waiting, *jobs]
                 return
             works = [[self._work(job) for job in bundle] for bundle in bundles]
-            name = f"{jobs[0].name}.{uuid.uuid4().hex[:8]}"
+            name = batch_name(jobs[0], self._host.workflow.globals["config"])
             folder = self._journal.folder / name
             folder.mkdir(parents=True)
             self._prepare(jobs)
@@ -204,7 +205,7 @@ class Submissions:
 
     def _prepare(self, jobs: Sequence[Any]) -> None:
         for job in jobs:
-            if has_stage(job):
+            if is_called(job):
                 self._host.workflow.async_run(job.prepare())  # drops old output, makes folders
             job.register()  # from here on the output is incomplete
 
@@ -214,21 +215,21 @@ class Submissions:
 
     def _bundle(self, job: Any) -> int:
         """How many jobs like this one share a process: as many as the resource `bundle` says."""
-        return max(1, int(job.resources.get("bundle") or 1)) if self.backend.bundles and has_stage(job) else 1
+        return max(1, int(job.resources.get("bundle") or 1)) if self.backend.bundles and is_called(job) else 1
 
     def _work(self, job: Any) -> Job | str:
         """What is to be done: the job of a stage, or the command of a Snakemake."""
-        if not has_stage(job):
+        if not is_called(job):
             return self._host.format_job_exec(job)
-        return payload(job, gpus=int(job.resources.get("gpus") or 0))
+        return payload(job, gpus=gpus.count(job.resources))
 
     def _function(self, first: Any, works: Sequence[Any], folder: Path, task: int) -> Stages | Command:
         """What a task calls; `first` is the first job of its bundle."""
         outcomes = [str(_outcome(folder, task, index)) for index in range(len(works))]
         here = str(self._host.workflow.workdir_init)
-        if not has_stage(first):
+        if not is_called(first):
             return Command(works[0], here, outcomes[0])
-        return Stages(works, outcomes, here, sys.path, time.time())
+        return Stages(works, outcomes, here, shared_path(), time.time())
 
     def _watch(self, job: Any, batch: Batch) -> None:
         place = self._journal.place(_output(job))
@@ -254,21 +255,25 @@ class Submissions:
         return _outcome(self._journal.folder / place.batch, place.task, place.index)
 
 
-def _open_backend(settings: ExecutorSettings) -> Backend:
-    limits = settings.signal_delay, settings.max_timeouts
+def _open_backend(settings: ExecutorSettings, host: Host) -> Backend:
+    launch = Launch(settings.setup, settings.python, host.workflow.remote_execution_settings.precommand or "")
     if settings.cluster == "local":
-        return Local(*limits, settings.devices)
+        return Local(settings.signal_delay, settings.max_timeouts, launch, settings.devices)
     if settings.cluster != "slurm":
         raise WorkflowError(f"submitit-cluster: got {settings.cluster!r}, expected 'slurm' or 'local'")
+    if words := environment.dropped():
+        host.logger.warning(words)
     try:
-        return Slurm(*limits)
+        return Slurm(settings.signal_delay, settings.max_timeouts, launch)
     except OSError as error:
         raise WorkflowError(f"no SLURM here ({error}); expected sbatch and squeue on the PATH") from error
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error
 
 
 def _wanted(job: Any) -> dict[str, Any]:
     """submitit's parameters for the job."""
-    return parameters(dict(job.resources.items()), job.threads)
+    return parameters(dict(job.resources.items()), job.threads, limited(job))
 
 
 def _output(job: Any) -> str:
