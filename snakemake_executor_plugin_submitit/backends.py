@@ -54,7 +54,7 @@ class Backend(Protocol):
         ...
 
     def revive(self, identifier: str) -> bool:
-        """Lets a job that could not be launched start elsewhere; False if it cannot, or has failed too often."""
+        """Lets a job that could not be launched start elsewhere; False if that has happened too often."""
         ...
 
     def stop(self) -> None:
@@ -104,8 +104,10 @@ class Slurm:
 
     def revive(self, identifier: str) -> bool:
         """Excludes the nodes where the job could not be launched, and releases it; a few times."""
-        self._revived[identifier] += 1
-        return self._revived[identifier] <= revival.TIMES and revival.revive(identifier)
+        if self._revived[identifier] >= revival.TIMES:
+            return False
+        self._revived[identifier] += revival.revive(identifier)  # else it was released meanwhile, or nobody answers
+        return True
 
     def stop(self) -> None:
         """Lets no attempt to submit go on."""

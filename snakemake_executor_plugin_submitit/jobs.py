@@ -42,7 +42,8 @@ def require_known_resources(jobs: Iterable[Any]) -> None:
 
 def batch_name(job: Any, config: dict[str, Any]) -> str:
     """A name that no other submission has: the rule, the run where the configuration names one, and a number."""
-    run = re.sub(r"[^\w-]+", "_", str(config.get("run", "")))
+    name = config.get("run")
+    run = re.sub(r"[^A-Za-z0-9_-]+", "_", name) if isinstance(name, str) else ""
     return ".".join(part for part in (job.name, run, uuid.uuid4().hex[:8]) if part)
 
 

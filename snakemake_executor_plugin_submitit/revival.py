@@ -16,14 +16,15 @@ NONE = ("", "(null)")
 
 
 def revive(identifier: str) -> bool:
-    """Excludes the culprits where other nodes are left, and releases the job; False where SLURM does not do that."""
+    """Excludes the culprits where other nodes are left, and releases the job; whether the job was held at all."""
     job = fields(_answer("scontrol", "show", "job", "--oneliner", identifier))
     if job.get("Reason") != HELD:
-        return bool(job)  # it is free already
+        return False
     listed = _answer("sinfo", "--noheader", "--Node", f"--partition={job['Partition']}", "--format=%N|%H")
-    avoided = excluded(job, listed)
-    done = not avoided or _does("scontrol", "update", f"JobId={identifier}", f"ExcNodeList={','.join(avoided)}")
-    return _does("scontrol", "release", identifier) and done
+    if avoided := excluded(job, listed):
+        _answer("scontrol", "update", f"JobId={identifier}", f"ExcNodeList={','.join(avoided)}")
+    _answer("scontrol", "release", identifier)
+    return True
 
 
 def fields(shown: str) -> dict[str, str]:
@@ -46,18 +47,9 @@ def excluded(job: dict[str, str], listed: str) -> list[str]:
 
 
 def _answer(*command: str) -> str:
+    """What a program of SLURM prints; nothing where it does not answer."""
+    options = {"capture_output": True, "text": True, "check": False, "env": environment()}
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment()
-        ).stdout
+        return subprocess.run(command, timeout=SECONDS, **options).stdout
     except (subprocess.TimeoutExpired, OSError):
         return ""
-
-
-def _does(*command: str) -> bool:
-    try:
-        return not subprocess.run(
-            command, capture_output=True, timeout=SECONDS, check=False, env=environment()
-        ).returncode
-    except (subprocess.TimeoutExpired, OSError):
-        return False
