@@ -1,11 +1,9 @@
 """The two places where submitit runs jobs: SLURM, and processes of this machine."""
 
 import os
-import re
-import shlex
 import shutil
 import subprocess
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
@@ -15,11 +13,12 @@ import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from . import slurm
+from . import revival, slurm
+from .environment import require_one_cluster
+from .launch import Launch, Sbatch, here
+from .runner import Stages
 from .slurm import State
 
-# a job that does not listen yet would die of SLURM's warning; it ignores that, and is requeued when it is preempted
-PYTHON = f'sh -c \'trap "" USR2; exec "$@"\' sh {shlex.quote(sys.executable)}'
 RETRY = 2.0  # seconds between two attempts to reach SLURM
 
 
@@ -68,20 +67,29 @@ class Backend(Protocol):
         """Cancels jobs that are not over yet; whether that is certain."""
         ...
 
+    def revive(self, identifier: str) -> bool:
+        """Lets a job that could not be launched start elsewhere; False if that has happened too often."""
+        ...
+
     def stop(self) -> None:
         """Lets no `submit` wait any longer; it raises ValueError."""
         ...
 
 
 class Slurm:
-    """SLURM by sbatch, squeue and scancel. OSError where they are not there."""
+    """SLURM by sbatch, squeue and scancel.
+
+    OSError where they are not there, ValueError where the environment asks for other clusters.
+    """
 
     bundles, longest_poll, is_slow, canceller = True, 60.0, True, "scancel"
 
-    def __init__(self, signal_delay: int, max_timeouts: int) -> None:
+    def __init__(self, signal_delay: int, max_timeouts: int, launch: Launch) -> None:
         slurm.require_programs()
+        require_one_cluster()
         self.tell: Callable[[str], None] = lambda words: None
-        self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
+        self._signal_delay, self._max_timeouts, self._launch = signal_delay, max_timeouts, launch
+        self._revived: Counter[str] = Counter()  # by job id
         self._stopped = Event()
         self.largest_array = slurm.largest_array()
 
@@ -94,18 +102,13 @@ class Slurm:
 
     def submit(self, folder: Path, name: str, functions: Sequence[Callable[[], Any]], wanted: dict[str, Any]) -> str:
         """Waits while SLURM cannot be reached; what an attempt that failed did submit is cancelled before the next."""
-        _forget_own_job()
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self._max_timeouts, python=PYTHON)
-        options = {key.removeprefix("slurm_"): value for key, value in wanted.items()}
-        options["time"] = options.pop("timeout_min")
-        delay = min(self._signal_delay, 30 * options["time"])  # at most half the limit
-        executor.update_parameters(**options, job_name=name, signal_delay_s=delay, array_parallelism=len(functions))
+        executor = Sbatch(folder, self._max_timeouts, self._launch)
+        executor.set(wanted, name, self._signal_delay, isinstance(functions[0], Stages))
         while True:
             try:
-                with executor.batch():
-                    jobs = [executor.submit(function) for function in functions]
+                identifier = executor.send(functions)
                 self.tell("")
-                return jobs[0].job_id.partition("_")[0]
+                return identifier
             except (FailedJobError, FailedSubmissionError) as error:
                 words = slurm.refusal(error)
                 if not slurm.NOT_NOW.search(str(error)):
@@ -119,6 +122,13 @@ class Slurm:
     named = staticmethod(slurm.named)
     in_queue = staticmethod(slurm.in_queue)
     cancel = staticmethod(slurm.cancel)
+
+    def revive(self, identifier: str) -> bool:
+        """Excludes the nodes where the job could not be launched, and releases it; a few times."""
+        if self._revived[identifier] >= revival.TIMES:
+            return False
+        self._revived[identifier] += revival.revive(identifier)  # else it was released meanwhile, or nobody answers
+        return True
 
     def stop(self) -> None:
         """Lets no attempt to submit go on."""
@@ -135,8 +145,8 @@ class Local:
     bundles, largest_array, is_slow, canceller = False, 1, False, "kill"
     longest_poll = 1.0  # looking at processes costs nothing
 
-    def __init__(self, signal_delay: int, max_timeouts: int, devices: str) -> None:
-        self._signal_delay, self._max_timeouts = signal_delay, max_timeouts
+    def __init__(self, signal_delay: int, max_timeouts: int, launch: Launch, devices: str) -> None:
+        self._signal_delay, self._max_timeouts, self._launch = signal_delay, max_timeouts, launch
         self.devices = [int(one) for one in devices.split(",") if one.strip()] if devices else visible_devices()
         self._taken: dict[str, list[int]] = {}  # by job id
         self.tell: Callable[[str], None] = lambda words: None
@@ -151,7 +161,8 @@ class Local:
         """Starts a process with the first free GPUs; no GPU is visible to a job that asks for none."""
         (function,) = functions
         devices = self._free()[: int(wanted.get("gpus_per_node", 0))]
-        executor = submitit.LocalExecutor(folder=folder, max_num_timeout=self._max_timeouts)
+        python = here(self._launch, isinstance(function, Stages))
+        executor = submitit.LocalExecutor(folder=folder, max_num_timeout=self._max_timeouts, python=python)
         executor.update_parameters(
             timeout_min=wanted["timeout_min"], gpus_per_node=len(devices), visible_gpus=devices,
             signal_delay_s=self._signal_delay,
@@ -164,6 +175,10 @@ class Local:
     def states(ids: Iterable[str]) -> Mapping[str, State]:
         """RUNNING or FAILED: a process that is there no more, or is another by now, has failed or finished."""
         return {one: State("RUNNING" if _runs(one) else "FAILED", "") for one in ids}
+
+    def revive(self, identifier: str) -> bool:
+        """Never: a process is launched or not."""
+        return False
 
     def stop(self) -> None:
         """Nothing: no submission waits."""
@@ -213,19 +228,6 @@ def cancel_named(backend: Backend, name: str) -> bool:
     return backend.cancel(ids)
 
 
-def _identifier(answer: bytes | str) -> str:
-    """The id in sbatch's own line: a site's wrapper may print others, such as how many jobs there are."""
-    text = answer if isinstance(answer, str) else answer.decode(errors="replace")
-    found = re.findall(r"Submitted batch job (\d+)", text)
-    if not found:
-        raise FailedSubmissionError(f"sbatch said {text!r}, expected 'Submitted batch job' and its id")
-    return found[-1]
-
-
-# an array is submitted by a class that submitit names itself, and submitit takes the first number after "job"
-submitit.SlurmExecutor._get_job_id_from_submission_command = staticmethod(_identifier)
-
-
 def visible_devices() -> list[int]:
     """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -235,12 +237,6 @@ def visible_devices() -> list[int]:
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     return list(range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines())))
-
-
-def _forget_own_job() -> None:
-    """Where Snakemake runs in a SLURM job: its variables must not reach the jobs that it submits."""
-    for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
-        del os.environ[name]
 
 
 def _runs(identifier: str) -> bool:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +13,11 @@ from fusion import record
 from fusion.artifacts import digest
 from fusion.job import Job
 from snakemake_executor_plugin_forkserver.payload import payload
-from snakemake_executor_plugin_forkserver.report import has_stage
 
-from . import outcome
+from . import gpus, outcome
 from .entries import Batch, Place
+from .jobs import is_called, limited
+from .launch import shared_path
 from .life import Life
 from .resources import parameters
 from .runner import Command, Stages
@@ -88,17 +88,17 @@ def key(job: Any) -> str:
 
 def wanted(job: Any) -> dict[str, Any]:
     """submitit's parameters for the job. Raises ValueError where its resources cannot be asked for."""
-    return parameters(dict(job.resources.items()), job.threads)
+    return parameters(dict(job.resources.items()), job.threads, limited(job))
 
 
 def bundle(job: Any) -> int:
     """How many jobs like this one share a process: as many as the resource `bundle` says."""
-    return max(1, int(job.resources.get("bundle") or 1)) if has_stage(job) else 1
+    return max(1, int(job.resources.get("bundle") or 1)) if is_called(job) else 1
 
 
 def work(job: Any, command: Callable[[Any], str]) -> Job | str:
     """What is to be done: the job of a stage, or the `command` of a Snakemake."""
-    return payload(job, gpus=int(job.resources.get("gpus") or 0)) if has_stage(job) else command(job)
+    return payload(job, gpus=gpus.count(job.resources)) if is_called(job) else command(job)
 
 
 def hashes(job: Any, task: Job | str) -> tuple[str, str]:
@@ -111,7 +111,7 @@ def function(works: Sequence[Any], folder: Path, task: int, here: str) -> Stages
     outcomes = [str(outcome.place(folder, task, index)) for index in range(len(works))]
     if isinstance(works[0], str):
         return Command(works[0], here, outcomes[0])
-    return Stages(works, outcomes, here, sys.path, time.time())
+    return Stages(works, outcomes, here, shared_path(), time.time())
 
 
 def alike(waiting: Iterable[Waiting], of: Callable[[Any], object]) -> list[list[Waiting]]:

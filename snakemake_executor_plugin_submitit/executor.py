@@ -16,12 +16,15 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from snakemake_executor_plugin_forkserver.progress import Progress
-from snakemake_executor_plugin_forkserver.report import describe, has_stage, tail
+from snakemake_executor_plugin_forkserver.report import describe, tail
 
 from . import batches, outcome
 from .batches import Submitted
+from .causes import causes
+from .jobs import is_called, require_known_resources
 from .life import Patience
 from .outcome import Damaged, Outcome
+from .runner import PYTHON
 from .settings import ExecutorSettings, common_settings
 from .slurm import NoAnswer, State
 from .submissions import Submissions
@@ -47,8 +50,9 @@ class Executor(RemoteExecutor):
 
     def __post_init__(self) -> None:
         self._settings: ExecutorSettings = self.workflow.executor_settings
+        require_known_resources(self.dag.needrun_jobs())
         self.voice = Voice(self.logger, self.workflow.output_settings.quiet, self._settings.report)
-        self._own_job = os.environ.get("SLURM_JOB_ID", "")  # submitting forgets it
+        self._own_job = os.environ.get("SLURM_JOB_ID", "")
         self._submissions = Submissions(self, self._settings)
         latency, long = float(self.workflow.execution_settings.latency_wait), self._settings.patience
         self._patience = Patience(latency, long) if self._submissions.backend.is_slow else Patience(LOCAL, LOCAL)
@@ -62,6 +66,10 @@ class Executor(RemoteExecutor):
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What a Snakemake in a job is given: it runs the job there and then."""
         return "--executor local --quiet all"
+
+    def get_python_executable(self) -> str:
+        """The Python of such a Snakemake: that of the job."""
+        return f'"${PYTHON}"'
 
     def run_jobs(self, jobs: list[Any]) -> None:
         """Takes up the jobs that are submitted already, and submits the others: those with equal needs together."""
@@ -162,16 +170,24 @@ class Executor(RemoteExecutor):
         state, now = states.get(submitted.id), time.monotonic()
         submitted.life.look(state, now)
         if state is not None and state.hopeless:
-            return False
+            return state.not_launched and await asyncio.to_thread(self._revive, submitted)
         if not submitted.life.is_due(state, self._patience, now):
             return True
         return not await asyncio.to_thread(self._submissions.is_gone, submitted)
+
+    def _revive(self, submitted: Submitted) -> bool:
+        """Lets a job start again that its node could not launch, and says so; False if that happened too often."""
+        revived = self._submissions.backend.revive(submitted.id)
+        if revived:
+            text = f"{describe(submitted.job)} (job {submitted.id}) could not be launched on its node"
+            self.voice.once(f"{text}; it is released again, for another node where there is one")
+        return revived
 
     def _finish(self, info: SubmittedJobInfo, submitted: Submitted, ended: Outcome) -> None:
         """Reports a job that left its outcome."""
         if ended.error:
             return self._fail(info, submitted, "failed", ended.error, ended.host)
-        if has_stage(submitted.job) and submitted.job.benchmark:
+        if is_called(submitted.job) and submitted.job.benchmark:
             try:
                 _write_benchmark(submitted.job, ended, self.workflow.output_settings.benchmark_extended)
             except OSError as error:
@@ -204,8 +220,9 @@ class Executor(RemoteExecutor):
         singles = submitted.job.jobs if submitted.job.is_group() else [submitted.job]
         own = [str(path) for job in singles for path in job.log]  # of an earlier run, if it had not begun
         logs = own * (submitted.is_started or submitted.job.is_group()) + [str(path) for path in submitted.streams()]
+        said = "".join(f"    {line}\n" for line in causes(submitted.streams(), dict(submitted.job.resources.items())))
         where = f" on {host or submitted.host}" if host or submitted.host else ""
-        self.voice.fail(f"{describe(submitted.job)} {what}{where} (job {submitted.id}): {why}\n{tail(logs)}")
+        self.voice.fail(f"{describe(submitted.job)} {what}{where} (job {submitted.id}): {why}\n{said}{tail(logs)}")
         self.report_job_error(info)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """What runs in the allocation: one or several jobs in one process. Imports neither Snakemake nor torch.
 
-submitit pickles these classes by reference, calls them, and on SIGUSR2 (preemption, time limit) their `checkpoint`.
+submitit pickles these classes by reference, calls them, and before the job is requeued their `checkpoint`.
 """
 
 import os
@@ -15,20 +15,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from submitit.core.utils import UncompletedJobError
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from fusion.interruption import Interrupted, ask
 from fusion.job import QUEUED, Job, run
 from snakemake_executor_plugin_forkserver.worker import limit_threads, redirect
 
-from . import outcome
+from . import outcome, restarts
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the network is not here
 GRACE = (20, 5)  # seconds after SIGTERM, and after SIGKILL
-PATIENCE = 60  # attempts to have a job requeued, a second apart
+PYTHON = "FUSION_PYTHON"  # of the environment: the Python of a job's own Snakemake
 
 
 @dataclass
@@ -43,26 +43,29 @@ class Stages(Checkpointable):
     folder: str
     path: Sequence[str]
     submitted: float  # seconds since the epoch
-    _waiting: Any = field(default=None, repr=False)  # submitit's handler of SIGUSR2, while ours is in its place
+    _restarts: Any = field(default=None, repr=False)
 
     def __call__(self) -> None:
         os.chdir(self.folder)
         sys.path[:0] = [place for place in self.path if place not in sys.path]
         os.environ.update(OFFLINE)
-        self._listen()
+        self._restarts = restarts.listen(self._stop)
         streams = os.dup(1), os.dup(2)
         for job, file in zip(self.jobs, self.outcomes, strict=True):
             if not Path(file).exists():
-                self._run(job, Path(file))
+                goes_on = self._run(job, Path(file))
                 os.dup2(streams[0], 1)
                 os.dup2(streams[1], 2)
+                if not goes_on:
+                    sys.exit(1)  # and those that follow are submitted again
 
     def checkpoint(self) -> DelayedSubmission:
         """What SLURM is to start again: the same."""
         return DelayedSubmission(Stages(self.jobs, self.outcomes, self.folder, self.path, self.submitted))
 
-    def _run(self, job: Job, file: Path) -> None:
-        began, error = time.time(), ""
+    def _run(self, job: Job, file: Path) -> bool:
+        """Runs one job; whether the next can follow: SLURM may be about to end this process for good."""
+        began, error, goes_on = time.time(), "", True
         start = outcome.started(file)
         # the time before an interruption is no time in the queue
         first = start.stat().st_mtime if start.exists() else began
@@ -78,33 +81,24 @@ class Stages(Checkpointable):
             except Interrupted:
                 self._requeue()
             sys.stdout.flush()
-        except Exception as failure:  # submitit's own, too: the time limit was reached too often
-            error = f"{type(failure).__name__}: {failure}"
+        except Exception as failure:
+            goes_on = not isinstance(failure, UncompletedJobError)
+            error = f"{type(failure).__name__}: {failure}" if goes_on else str(failure)
             with suppress(OSError):  # the file system may be full
                 traceback.print_exc()
                 sys.stdout.flush()
         leave(file, error, began, resource.getrusage(resource.RUSAGE_SELF))
+        return goes_on
 
-    def _listen(self) -> None:
-        """Lets a stage that can keep what it has done do so before submitit has the job requeued."""
-        self._waiting = signal.getsignal(signal.SIGUSR2)
-
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            if not ask():
-                self._requeue()
-
-        signal.signal(signal.SIGUSR2, interrupt)
+    def _stop(self) -> None:
+        """Lets a stage that can keep what it has done do so before the job is requeued."""
+        if not ask():
+            self._requeue()
 
     def _requeue(self) -> None:
-        """Does what submitit does on SIGUSR2: asks the scheduler to run this job again, and ends the process."""
         with suppress(OSError):
             print("» interrupted; to be started again", flush=True)
-        for _ in range(PATIENCE):
-            try:
-                return self._waiting(signal.SIGUSR2, None)
-            except subprocess.CalledProcessError:  # the scheduler does not answer
-                time.sleep(1)
-        self._waiting(signal.SIGUSR2, None)
+        self._restarts.requeue()
 
 
 @dataclass
@@ -121,20 +115,30 @@ class Command(Checkpointable):
             return
         began = time.time()
         outcome.started(Path(self.outcome)).write_text(socket.gethostname(), encoding="utf-8")
-        self._process = subprocess.Popen(self.command, shell=True, cwd=self.folder, start_new_session=True)
-        code = self._process.wait()
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        leave(self.outcome, f"its Snakemake ended with exit code {code}" if code else "", began, usage)
+        handler = restarts.listen(lambda: handler.requeue())
+        environment = {**os.environ, PYTHON: sys.executable}
+        options: dict[str, Any] = {"cwd": self.folder, "start_new_session": True, "env": environment}
+        self._process = subprocess.Popen(self.command, shell=True, **options)
+        try:
+            code = self._process.wait()
+            error = f"its Snakemake ended with exit code {code}" if code else ""
+        except UncompletedJobError as failure:
+            self._end()
+            error = str(failure)
+        leave(self.outcome, error, began, resource.getrusage(resource.RUSAGE_CHILDREN))
 
     def checkpoint(self) -> DelayedSubmission:
         """The same command, after what runs of it has been ended."""
+        self._end()
+        return DelayedSubmission(Command(self.command, self.folder, self.outcome))
+
+    def _end(self) -> None:
         if self._process:
             for number, seconds in zip((signal.SIGTERM, signal.SIGKILL), GRACE, strict=True):
                 with suppress(ProcessLookupError):
                     os.killpg(self._process.pid, number)
                 if _ends(self._process.pid, seconds):
                     break
-        return DelayedSubmission(Command(self.command, self.folder, self.outcome))
 
 
 def leave(path: str | Path, error: str, began: float, usage: resource.struct_rusage) -> None:

@@ -49,3 +49,13 @@ class ExecutorSettings(ExecutorSettingsBase):
     keep_failed: float = field(
         default=10.0, metadata={"help": "Days for which submitit's files of failed jobs are kept."}
     )
+    setup: str = field(
+        default="",
+        metadata={"help": "Lines of shell before each job, such as 'module load cuda'; the job fails where one fails."},
+    )
+    python: str = field(
+        default="",
+        metadata={
+            "help": "The Python of jobs, such as 'apptainer exec --nv image.sif python'; by default this interpreter."
+        },
+    )

@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .environment import environment
+
 TIMEOUT = 20  # seconds that a call of SLURM may take
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 ENDED = {  # states of squeue that are the end of a job; it forgets them after MinJobAge
@@ -25,6 +27,7 @@ HOPELESS = re.compile(
     r"PerJob|Invalid|NotAllowed|BadConstraints|NeverSatisfied|PartitionTimeLimit|JobHoldMaxRequeue|"
     r"launch.failed.requeued.held"
 )
+NOT_LAUNCHED = re.compile(r"launch.failed.requeued.held")
 # what sbatch says where asking again later helps
 NOT_NOW = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Connection (refused|reset|timed out)|"
@@ -56,6 +59,11 @@ class State:
     def hopeless(self) -> bool:
         """Whether it is pending for a reason that does not pass."""
         return self.name == "PENDING" and bool(HOPELESS.search(self.reason))
+
+    @property
+    def not_launched(self) -> bool:
+        """Whether it is held because its node could not launch it."""
+        return self.name == "PENDING" and bool(NOT_LAUNCHED.search(self.reason))
 
 
 def states(ids: Iterable[str]) -> Mapping[str, State]:
@@ -128,6 +136,7 @@ def is_full(words: str) -> bool:
 def _ask(command: list[str]) -> "subprocess.CompletedProcess[str]":
     """What a program of SLURM says; NoAnswer where it says nothing for long."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        options = {"capture_output": True, "text": True, "check": False, "env": environment()}
+        return subprocess.run(command, timeout=TIMEOUT, **options)
     except (subprocess.TimeoutExpired, OSError) as error:
         raise NoAnswer(f"{command[0]}: {error}") from error

@@ -2,22 +2,21 @@
 
 import shutil
 import time
-import uuid
 from collections.abc import Collection, Iterable, Sequence
 from threading import RLock
 from typing import Any, Protocol
 
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_forkserver.report import has_stage
-
-from . import batches
+from . import batches, environment
 from .backends import Backend, Full, Local, Slurm, cancel_named
 from .batches import Submitted, Waiting
 from .earlier import Earlier
 from .elsewhere import require_free
 from .entries import Batch
+from .jobs import batch_name, comment, is_called
 from .journal import Journal
+from .launch import Launch
 from .life import Life
 from .room import Room
 from .search import Search
@@ -56,7 +55,7 @@ class Submissions:
 
     def __init__(self, host: Host, settings: ExecutorSettings) -> None:
         self._host, self._settings, self._voice = host, settings, host.voice
-        self.backend = _open_backend(settings)
+        self.backend = _open_backend(settings, host)
         self.backend.tell = self._voice.answer
         try:
             self._journal = Journal(settings.folder.absolute(), self._voice.say)
@@ -196,8 +195,8 @@ class Submissions:
     def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
         """Submits one job, or one array: a task a bundle. Raises Full or NoGpu where that cannot be now."""
         jobs = [job for bundle in bundles for job in bundle]
-        wanted = batches.wanted(jobs[0])
-        name = f"{jobs[0].name}.{uuid.uuid4().hex[:8]}"
+        wanted = batches.wanted(jobs[0]) | {"slurm_comment": comment(jobs)}
+        name = batch_name(jobs[0], self._host.workflow.globals["config"])
         folder = self._journal.folder / name
         try:
             if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
@@ -238,7 +237,7 @@ class Submissions:
 
     def _prepare(self, jobs: Sequence[Any]) -> None:
         for job in jobs:
-            if has_stage(job):
+            if is_called(job):
                 self._host.workflow.async_run(job.prepare())  # drops old output, makes folders
             job.register()  # from here on the output is incomplete
 
@@ -262,13 +261,17 @@ class Submissions:
         return batches.hashes(job, work or self._work(job))
 
 
-def _open_backend(settings: ExecutorSettings) -> Backend:
-    limits = settings.signal_delay, settings.max_timeouts
+def _open_backend(settings: ExecutorSettings, host: Host) -> Backend:
+    launch = Launch(settings.setup, settings.python, host.workflow.remote_execution_settings.precommand or "")
     if settings.cluster == "local":
-        return Local(*limits, settings.devices)
+        return Local(settings.signal_delay, settings.max_timeouts, launch, settings.devices)
     if settings.cluster != "slurm":
         raise WorkflowError(f"submitit-cluster: got {settings.cluster!r}, expected 'slurm' or 'local'")
+    if words := environment.dropped():
+        host.voice.say(words)
     try:
-        return Slurm(*limits)
+        return Slurm(settings.signal_delay, settings.max_timeouts, launch)
     except OSError as error:
         raise WorkflowError(f"no SLURM here ({error}); expected sbatch and squeue on the PATH") from error
+    except ValueError as error:
+        raise WorkflowError(str(error)) from error

@@ -26,7 +26,8 @@ def facts(job):
     began = time.time()
     time.sleep(job.params.get("seconds", 0))
     found = {name: os.environ.get(name, "") for name in names}
-    found |= {"gpus": job.gpus, "queue_seconds": queue_seconds(), "pid": os.getpid(), "times": [began, time.time()]}
+    found |= {"gpus": job.gpus, "queue_seconds": queue_seconds(), "pid": os.getpid(), "times": [began, time.time()],
+              "folder": os.getcwd()}
     Path(job.output["out"]).write_text(json.dumps(found))
 
 def count(job):

@@ -2,6 +2,7 @@
 
 Two partitions share the node: jobs of `high` preempt those of `low`, which are requeued. There is no accounting, so
 sacct has nothing to say, unless it is asked for: then slurmdbd keeps it in a MariaDB of its own, and enforces limits.
+More nodes, of a partition `all`, and more lines of slurm.conf are there on demand.
 `Slurm.start` installs the Debian packages where it may (root, apt-get).
 """
 
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import waiting
@@ -45,7 +47,7 @@ StorageLoc=slurm_acct_db
 LogFile={folder}/log/slurmdbd.log
 PidFile={folder}/run/slurmdbd.pid
 """
-CPUS, GPUS, MEMORY = 16, 2, 16000  # what the node says it has
+CPUS, GPUS, GPU, MEMORY = 16, 2, "a100", 16000  # what the node says it has
 PATIENCE = 50  # looks at the jobs before it helps those that do not end: a failure is no matter of it
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 CONFIG = """
@@ -56,11 +58,11 @@ SlurmdUser={user}
 SlurmctldPort={port}
 SlurmdPort={slurmd_port}
 SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd.pid
+SlurmdPidFile={folder}/run/slurmd.%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 AuthType=auth/munge
 # a requeued job waits for cred_expire seconds before it can start again, 120 by default
 AuthInfo=socket={folder}/munge/munge.sock,cred_expire=5
@@ -94,7 +96,7 @@ MaxArraySize={max_array}
 MaxJobCount=20000
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpu}:{gpus} State=UNKNOWN
 PartitionName=high Nodes={host} DefaultTime=10 MaxTime=2000 DefMemPerCPU=64 PriorityTier=10 PreemptMode=OFF
 PartitionName=low Nodes={host} Default=YES DefaultTime=10 MaxTime=2000 DefMemPerCPU=64 PriorityTier=1 {preemption}
 """
@@ -107,9 +109,12 @@ class NoSlurm(Exception):
 class Slurm:
     """One SLURM, with its daemons as children of this process."""
 
-    def __init__(self, folder: Path, max_array: int = 1001, accounting: bool = False) -> None:
+    def __init__(
+        self, folder: Path, max_array: int = 1001, accounting: bool = False, lines: str = "", nodes: Sequence[str] = ()
+    ) -> None:
+        """lines: more of slurm.conf, where {folder} stands for the folder; nodes: more than the one, without GPUs."""
         self.folder, self._accounting = folder, accounting
-        self._max_array = max_array
+        self._max_array, self._lines, self._nodes = max_array, lines, nodes
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._before: dict[str, str | None] = {}
 
@@ -143,8 +148,10 @@ class Slurm:
         if self._accounting:
             self._start_accounting()
         self.start_controller()
-        self._spawn("slurmd", "-D")
-        self._wait(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"), "slurmd")
+        for name in (HOST, *self._nodes):
+            self._spawn("slurmd", "-D", "-N", name, name=f"slurmd {name}")
+            state = partial(_output, "sinfo", "--noheader", f"--nodes={name}", "--format=%T")
+            self._wait(lambda state=state: "idle" in state(), f"slurmd {name}")
 
     def start_controller(self) -> None:
         """Starts slurmctld, or starts it again with the state it had."""
@@ -159,7 +166,8 @@ class Slurm:
         """Cancels all jobs and ends the daemons."""
         if "slurmctld" in self._daemons:
             self.clear()
-        for name in ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged"):
+        nodes = [f"slurmd {name}" for name in (HOST, *self._nodes)]
+        for name in ("slurmctld", *nodes, "slurmdbd", "mariadbd", "munged"):
             self._end(name)
         for name, value in self._before.items():
             if value is None:
@@ -211,17 +219,27 @@ class Slurm:
         facts |= {"dbd_port": dbd_port, "sql_port": dbd_port + 1}
         self._sql_port = dbd_port + 1
         facts["accounting"] = (WITH_ACCOUNTING if self._accounting else NO_ACCOUNTING).format(**facts)
-        sizes = {"cpus": CPUS, "gpus": GPUS, "memory": MEMORY, "max_array": self._max_array}
+        sizes = {"cpus": CPUS, "gpus": GPUS, "gpu": GPU, "memory": MEMORY, "max_array": self._max_array}
         sizes["preemption"] = "PreemptMode=REQUEUE GraceTime=120"
         text = CONFIG.format(**facts, **sizes, port=port, slurmd_port=port + 1)
-        (self.folder / "etc/slurm.conf").write_text(text)
+        (self.folder / "etc/slurm.conf").write_text(text + self._more())
         (self.folder / "etc/gres.conf").write_text(
-            f"AutoDetect=off\nName=gpu File={self.folder}/etc/nvidia[0-{GPUS - 1}]\n"
+            f"AutoDetect=off\nName=gpu Type={GPU} File={self.folder}/etc/nvidia[0-{GPUS - 1}]\n"
         )
         (self.folder / "etc/cgroup.conf").touch()
         dbd = self.folder / "etc/slurmdbd.conf"
         dbd.write_text(DBD_CONFIG.format(**facts))
         dbd.chmod(0o600)  # it holds a password
+
+    def _more(self) -> str:
+        """The lines of slurm.conf that were asked for, and those of more nodes."""
+        lines = [self._lines.replace("{folder}", str(self.folder))]
+        for name in self._nodes:
+            port, size = _free_ports(33001 + 2 * len(lines)), f"CPUs={CPUS} RealMemory={MEMORY}"
+            lines.append(f"NodeName={name} NodeHostname={HOST} NodeAddr=127.0.0.1 Port={port} {size} State=UNKNOWN")
+        if self._nodes:
+            lines.append(f"PartitionName=all Nodes={','.join((HOST, *self._nodes))} MaxTime=2000 DefMemPerCPU=64")
+        return "\n".join([*lines, ""])
 
     def _start_accounting(self) -> None:
         """Starts a database and slurmdbd, with this cluster, and this user in the accounts `rich` and `poor`.
@@ -252,9 +270,9 @@ class Slurm:
         self._before[name] = os.environ.get(name)
         os.environ[name] = value
 
-    def _spawn(self, program: str, *options: str) -> None:
-        with open(self.folder / f"log/{program}.out", "ab") as log:
-            self._daemons[program] = subprocess.Popen(
+    def _spawn(self, program: str, *options: str, name: str = "") -> None:
+        with open(self.folder / f"log/{name or program}.out", "ab") as log:
+            self._daemons[name or program] = subprocess.Popen(
                 [program, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 

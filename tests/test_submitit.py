@@ -1,4 +1,4 @@
-"""What the submitit executor asks for and remembers, and how its profile is linked; the rest is in test_slurm.py."""
+"""What the submitit executor remembers and understands, and how its profile is linked; the rest is in test_slurm.py."""
 
 import errno
 import json
@@ -18,44 +18,8 @@ from snakemake_executor_plugin_submitit.entries import Place
 from snakemake_executor_plugin_submitit.journal import Journal
 from snakemake_executor_plugin_submitit.life import Life, Patience
 from snakemake_executor_plugin_submitit.lock import Lock, _begin
-from snakemake_executor_plugin_submitit.resources import extra, parameters
 from snakemake_executor_plugin_submitit.slurm import NOT_NOW, VAGUE, State, is_full, refusal
 from snakemake_executor_plugin_submitit.voice import queue
-
-
-def test_resources_become_what_sbatch_is_asked_for() -> None:
-    given = {"runtime": 90, "mem_mb": 4000, "gpus": 2, "slurm_account": "lab", "qos": "high", "constraint": "a100"}
-    found = parameters(given | {"exclude": "node[1-3]", "slurm_extra": "--nice=10 --exclusive"}, threads=4)
-    assert found == {
-        "timeout_min": 90, "cpus_per_task": 4, "gpus_per_node": 2, "slurm_mem": "4000M", "slurm_account": "lab",
-        "slurm_qos": "high", "slurm_constraint": "a100", "slurm_exclude": "node[1-3]",
-        "slurm_additional_parameters": {"requeue": True, "nice": "10", "exclusive": True},
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, {"timeout_min": 60, "cpus_per_task": 1}),
-        ({"cpus_per_task": 8}, {"timeout_min": 60, "cpus_per_task": 8}),
-        ({"mem_mb": 1, "mem_mb_per_cpu": 500}, {"timeout_min": 60, "cpus_per_task": 1, "slurm_mem_per_cpu": "500M"}),
-        ({"gpus": 1, "gres": "gpu:a100:1"}, {"timeout_min": 60, "cpus_per_task": 1, "slurm_gres": "gpu:a100:1"}),
-        ({"gpus": 0}, {"timeout_min": 60, "cpus_per_task": 1}),
-    ],
-)
-def test_of_two_resources_for_one_thing_the_finer_wins(given: dict[str, object], expected: dict[str, object]) -> None:
-    assert parameters(given, threads=1) == expected | {"slurm_additional_parameters": {"requeue": True}}
-
-
-@pytest.mark.parametrize("options", ["-p gpu", "nice", "--=1"])
-def test_extra_options_that_cannot_be_read_are_an_error(options: str) -> None:
-    with pytest.raises(ValueError, match="expected long options"):
-        extra(options)
-
-
-def test_extra_options_may_have_their_value_in_the_next_word() -> None:
-    assert extra("--reservation 'my one' --contiguous") == {"reservation": "my one", "contiguous": True}
-
 
 BATCH = [[("a", "1", "x"), ("b", "2", "x")], [("c", "3", "x")]]
 
