@@ -22,7 +22,8 @@ from .life import Life
 from .resources import parameters
 from .runner import Command, Stages
 
-GATHER = 120.0  # seconds for which a job that shares its process waits for others of its rule
+GATHER = 120.0  # seconds for which a job that shares its process waits for others of its rule, at most
+LOOK = 2.0  # seconds between two looks for such jobs
 
 
 @dataclass
@@ -122,12 +123,22 @@ def alike(waiting: Iterable[Waiting], of: Callable[[Any], object]) -> list[list[
     return list(groups.values())
 
 
-def more_may_come(waiting: Sequence[Waiting], begun: Iterable[Any]) -> bool:
-    """Whether jobs that have begun will soon let others of the same rule be submitted together with these."""
-    if time.monotonic() - min(one.since for one in waiting) > GATHER:
-        return False
-    job = waiting[0].job
-    return any(later.rule is job.rule for one in begun if not one.is_group() for later in job.dag.depending[one])
+class Gathering:
+    """Lets jobs that share a process wait for others of their rule, while jobs that feed those are at work."""
+
+    def __init__(self) -> None:
+        self._looked: dict[str, float] = {}  # when, by rule
+
+    def goes_on(self, waiting: Sequence[Waiting], watched: Iterable[Submitted]) -> bool:
+        """Whether others will soon come; it is looked at every LOOK seconds, and no job waits more than GATHER."""
+        job, now, since = waiting[0].job, time.monotonic(), min(one.since for one in waiting)
+        if now - since > GATHER:
+            return False
+        if since < self._looked.get(job.name, 0.0) > now - LOOK:
+            return True  # as when it was last looked
+        self._looked[job.name] = now
+        begun = (one.job for one in watched if not one.job.is_group() and one.is_process_started)
+        return any(later.rule is job.rule for one in begun for later in job.dag.depending[one])
 
 
 def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

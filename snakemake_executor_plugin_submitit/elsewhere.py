@@ -6,8 +6,8 @@ from pathlib import Path
 from snakemake_interface_common.exceptions import WorkflowError
 
 from . import slurm
-from .backends import Local
 from .entries import Entries
+from .on_host import Local
 from .settings import ExecutorSettings
 from .slurm import NoAnswer
 

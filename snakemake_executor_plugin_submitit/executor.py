@@ -1,7 +1,6 @@
 """Snakemake's remote executor by submitit: batches of ready jobs in, one poll for all of them, results out."""
 
 import asyncio
-import math
 import os
 import signal
 import time
@@ -11,25 +10,22 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-from snakemake.benchmark import BenchmarkRecord, write_benchmark_records
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from snakemake_executor_plugin_forkserver.progress import Progress
-from snakemake_executor_plugin_forkserver.report import describe, tail
+from snakemake_executor_plugin_forkserver.report import describe
 
 from . import batches, outcome
 from .batches import Submitted
-from .causes import causes
-from .jobs import is_called, require_known_resources
+from .endings import Endings
+from .jobs import require_known_resources
 from .life import Patience
-from .outcome import Damaged, Outcome
 from .runner import PYTHON
 from .settings import ExecutorSettings, common_settings
 from .slurm import NoAnswer, State
 from .submissions import Submissions
 from .voice import Voice
-from .whole import is_whole, set_aside
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
@@ -58,6 +54,7 @@ class Executor(RemoteExecutor):
         self._patience = Patience(latency, long) if self._submissions.backend.is_slow else Patience(LOCAL, LOCAL)
         needed = list(self.dag.needrun_jobs())
         self._progress = Progress(Counter(job.rule.name for job in needed))
+        self._endings = Endings(self, self._submissions, self.voice)
         self._states: Mapping[str, State] = {}
         self._polled = 0.0
         self._submissions.begin({batches.key(job) for job in needed})
@@ -137,11 +134,11 @@ class Executor(RemoteExecutor):
             if self._submissions.cancelled:
                 continue
             if submitted.outcome in ended:
-                self._finish(info, submitted, ended[submitted.outcome])
+                self._endings.finish(info, submitted, ended[submitted.outcome])
             elif states is None or submitted.outcome.parent in away or await self._lives(submitted, states):
                 yield info
             else:
-                self._lose(info, submitted, states.get(submitted.id))
+                self._endings.lose(info, submitted, states.get(submitted.id))
         if self._submissions.waiting:
             await asyncio.to_thread(self._submissions.submit_waiting)  # Snakemake prepares a job by a loop of its own
         self._tell_what_is_waited_for(jobs)
@@ -183,48 +180,6 @@ class Executor(RemoteExecutor):
             self.voice.once(f"{text}; it is released again, for another node where there is one")
         return revived
 
-    def _finish(self, info: SubmittedJobInfo, submitted: Submitted, ended: Outcome) -> None:
-        """Reports a job that left its outcome."""
-        if ended.error:
-            return self._fail(info, submitted, "failed", ended.error, ended.host)
-        if is_called(submitted.job) and submitted.job.benchmark:
-            try:
-                _write_benchmark(submitted.job, ended, self.workflow.output_settings.benchmark_extended)
-            except OSError as error:
-                return self._fail(info, submitted, "failed", f"its benchmark cannot be written: {error}", ended.host)
-        self.report_job_success(info)
-
-    def _lose(self, info: SubmittedJobInfo, submitted: Submitted, state: State | None) -> None:
-        """Reports a job that will have no outcome, or submits it again where that is no fault of the job."""
-        name = f"{describe(submitted.job)} (job {submitted.id})"
-        if state is not None and state.hopeless:
-            self._submissions.backend.cancel([submitted.id])
-            return self._fail(info, submitted, "would wait for ever", f"SLURM says {state.reason}")
-        if is_whole(submitted.job):
-            self.voice.say(f"{name} left no outcome that can be read, and what it made is whole: it counts as done")
-            return self._finish(info, submitted, Outcome("", submitted.host, submitted.seconds, math.nan, math.nan))
-        why = state.end if state is not None else "it ended without a result, and SLURM knows no more of it"
-        if submitted.life.taken_up and not submitted.life.was_alive:
-            self.voice.say(f"{name} ended while nobody looked ({why}); it is submitted again")
-            return self._submissions.later(submitted.job)
-        cancelled = state is not None and state.name == "CANCELLED"
-        if submitted.is_process_started and not submitted.is_started and not cancelled:
-            self.voice.say(f"{name} had not begun when the process that it shared ended; it is submitted again")
-            return self._submissions.later(submitted.job)
-        kept = set_aside(submitted.job) if state is None or state.name == "COMPLETED" else []
-        aside = f"; it may have ended well, so that what it made was moved to {', '.join(kept)}" if kept else ""
-        self._fail(info, submitted, "is lost", f"{_damage(submitted) or why}{aside}")
-
-    def _fail(self, info: SubmittedJobInfo, submitted: Submitted, what: str, why: str, host: str = "") -> None:
-        """Reports a job that failed, with the last lines of its log and of what submitit and SLURM wrote."""
-        singles = submitted.job.jobs if submitted.job.is_group() else [submitted.job]
-        own = [str(path) for job in singles for path in job.log]  # of an earlier run, if it had not begun
-        logs = own * (submitted.is_started or submitted.job.is_group()) + [str(path) for path in submitted.streams()]
-        said = "".join(f"    {line}\n" for line in causes(submitted.streams(), dict(submitted.job.resources.items())))
-        where = f" on {host or submitted.host}" if host or submitted.host else ""
-        self.voice.fail(f"{describe(submitted.job)} {what}{where} (job {submitted.id}): {why}\n{said}{tail(logs)}")
-        self.report_job_error(info)
-
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Ends as by Ctrl-C; in a SLURM job, whose own end this is, the jobs go on."""
         if self._own_job and self._submissions.backend.is_slow:
@@ -236,21 +191,3 @@ class Executor(RemoteExecutor):
     def _tell_what_is_waited_for(self, jobs: Sequence[Submitted]) -> None:
         told = ((describe(one.job), one.batch.time, self._states.get(one.id)) for one in jobs)
         self.voice.wait(told, self._submissions.waiting, self._submissions.why)
-
-
-def _damage(submitted: Submitted) -> str:
-    """Why the outcome cannot be read; '' where there is none."""
-    try:
-        outcome.read(submitted.outcome)
-    except Damaged as error:
-        return str(error)
-    return ""
-
-
-def _write_benchmark(job: Any, found: Outcome, extended: bool) -> None:
-    record = BenchmarkRecord(running_time=found.seconds, max_rss=found.max_rss_mb, cpu_time=found.cpu_seconds)
-    record.data_collected = True
-    record.jobid, record.rule_name, record.threads = job.jobid, job.rule.name, job.threads
-    record.wildcards, record.params, record.resources = job.wildcards, job.params, job.resources
-    record.input = job.input
-    write_benchmark_records([record], str(job.benchmark), extended)

@@ -8,23 +8,21 @@ from typing import Any, Protocol
 
 from snakemake_interface_common.exceptions import WorkflowError
 
-from . import batches, environment
-from .backends import Backend, Full, Local, Slurm, cancel_named
+from . import batches
+from .backends import Full, cancel_named
 from .batches import Submitted, Waiting
 from .earlier import Earlier
 from .elsewhere import require_free
 from .entries import Batch
 from .jobs import batch_name, comment, is_called
 from .journal import Journal
-from .launch import Launch
 from .life import Life
+from .opening import open_backend
 from .room import Room
 from .search import Search
 from .settings import ExecutorSettings
 from .tidy import tidy
 from .voice import Voice
-
-PAUSE = 2.0  # seconds between two looks for jobs that others may join
 
 
 class NoGpu(Exception):
@@ -55,7 +53,8 @@ class Submissions:
 
     def __init__(self, host: Host, settings: ExecutorSettings) -> None:
         self._host, self._settings, self._voice = host, settings, host.voice
-        self.backend = _open_backend(settings, host)
+        precommand = host.workflow.remote_execution_settings.precommand or ""
+        self.backend = open_backend(settings, precommand, self._voice.say)
         self.backend.tell = self._voice.answer
         try:
             self._journal = Journal(settings.folder.absolute(), self._voice.say)
@@ -67,7 +66,7 @@ class Submissions:
         self._lock = RLock()  # jobs are submitted by the scheduler's thread and by the one that polls
         self._waiting: list[Waiting] = []
         self._watched: dict[str, Submitted] = {}
-        self._gathered: dict[str, float] = {}  # when jobs that others may join were last looked at, by rule
+        self._gathering = batches.Gathering()
         self.why = ""  # jobs wait, where a limit is the reason
         self.cancelled = self._is_left = False
 
@@ -164,7 +163,7 @@ class Submissions:
         """Submits jobs with equal needs; what there is no room for, and what others may join, waits on."""
         size = self._bundle(same[0].job)
         bundles = batches.chunks(same, size)
-        if len(bundles[-1]) < size and self._more_may_come(bundles[-1]):
+        if len(bundles[-1]) < size and self._gathering.goes_on(bundles[-1], list(self._watched.values())):
             self._waiting += bundles.pop()
         most = min(self._settings.array_limit, self.backend.largest_array)
         while bundles and (tasks := self._room.of(min(most, len(bundles)))):
@@ -181,16 +180,6 @@ class Submissions:
                 self._refuse(part, error)
             bundles = bundles[tasks:]
         self._waiting += [one for task in bundles for one in task]
-
-    def _more_may_come(self, waiting: Sequence[Waiting]) -> bool:
-        """Whether jobs that have begun will soon let others be submitted together with these."""
-        rule, now = waiting[0].job.name, time.monotonic()
-        last = self._gathered.get(rule, 0.0)
-        if now - last < PAUSE and waiting[0].since < last:
-            return True  # as when it was last looked
-        self._gathered[rule] = now
-        begun = (one.job for one in list(self._watched.values()) if one.is_process_started)
-        return batches.more_may_come(waiting, begun)
 
     def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
         """Submits one job, or one array: a task a bundle. Raises Full or NoGpu where that cannot be now."""
@@ -259,19 +248,3 @@ class Submissions:
 
     def _hashes(self, job: Any, work: Any = None) -> tuple[str, str]:
         return batches.hashes(job, work or self._work(job))
-
-
-def _open_backend(settings: ExecutorSettings, host: Host) -> Backend:
-    launch = Launch(settings.setup, settings.python, host.workflow.remote_execution_settings.precommand or "")
-    if settings.cluster == "local":
-        return Local(settings.signal_delay, settings.max_timeouts, launch, settings.devices)
-    if settings.cluster != "slurm":
-        raise WorkflowError(f"submitit-cluster: got {settings.cluster!r}, expected 'slurm' or 'local'")
-    if words := environment.dropped():
-        host.voice.say(words)
-    try:
-        return Slurm(settings.signal_delay, settings.max_timeouts, launch)
-    except OSError as error:
-        raise WorkflowError(f"no SLURM here ({error}); expected sbatch and squeue on the PATH") from error
-    except ValueError as error:
-        raise WorkflowError(str(error)) from error

@@ -13,9 +13,9 @@ from tiny import ROOT
 from waiting import wait_for
 
 from snakemake_executor_plugin_submitit import revival
-from snakemake_executor_plugin_submitit.backends import Slurm as Backend
 from snakemake_executor_plugin_submitit.causes import causes
 from snakemake_executor_plugin_submitit.launch import Launch
+from snakemake_executor_plugin_submitit.on_slurm import Slurm as Backend
 
 pytestmark = pytest.mark.slow
 BAD = "a-bad-node"  # by its name it is the first that SLURM takes
