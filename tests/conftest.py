@@ -82,16 +82,14 @@ def sandbox(tmp_path: Path) -> Sandbox:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
-    """Fast tests first. Several processes, which take one module after another, begin with those of slow tests alone,
-    the largest first, so that none has long to go when the others are done."""
+    """Fast tests first. Several processes, which take one module after another, begin with those of most slow tests,
+    so that none has long to go when the others are done."""
 
     def is_slow(item: pytest.Function) -> bool:
         return item.get_closest_marker("slow") is not None
 
-    if not hasattr(config, "workerinput"):
-        return items.sort(key=is_slow)
-    sizes = Counter(item.module.__name__ for item in items)
-    for item in items:
-        if not is_slow(item):
-            sizes[item.module.__name__] = 0
-    items.sort(key=lambda item: -sizes[item.module.__name__])
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.module.__name__ for item in items if is_slow(item))
+        items.sort(key=lambda item: -slow[item.module.__name__])
+    else:
+        items.sort(key=is_slow)
