@@ -14,7 +14,7 @@ demo: .venv/demo
 	@echo "Report: $(CURDIR)/results/demo/report.html"
 
 test: .venv/test lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 presets: .venv/test
 	$(BIN)/pytest -m presets

@@ -18,6 +18,7 @@ from fusion.pipelines import merged_grams_factor, method_class, needs, parts
 from fusion.rows import MethodRow, Name, SuiteRow, first_error, require
 
 ROWS = Path(__file__).parent.parent / "config"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 SUBSET = ":"  # between the name of a suite and the tasks of a subset, as no row's name has it
 
 
@@ -142,7 +143,7 @@ def _rows(kind: str, define: Mapping[Any, Any]) -> dict[str, Any]:
     files = [ROWS / f"{kind}.yaml", *sorted(ROWS.glob(f"{kind}_*.yaml"))]
     rows: dict[str, Any] = {}
     for file in files:
-        rows |= yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        rows |= yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER) or {}
     return _join(rows, define.get(kind, {}))
 
 

@@ -49,31 +49,34 @@ def _path(module: str) -> Path | None:
 
 @cache
 def _imports(module: str) -> tuple[str, ...]:
-    names = set()
-    for node in ast.walk(_tree(module)):
+    _, names = _read(_text(module))
+    return tuple(sorted(name for name in names - CHECKS if _path(name)))
+
+
+def _source(module: str) -> str:
+    return _read(_text(module))[0]
+
+
+@cache
+def _text(module: str) -> str:
+    path = _path(module)
+    if path is None:
+        raise ValueError(f"no module {module!r} in {PACKAGE} (named by a rule's params)")
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def _read(text: str) -> tuple[str, frozenset[str]]:
+    """A module's code in one normal form, without docstrings and comments, and all that it imports by name."""
+    tree, names = ast.parse(text), set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return tuple(sorted(name for name in names - CHECKS if _path(name)))
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    path = _path(module)
-    if path is None:
-        raise ValueError(f"no module {module!r} in {PACKAGE} (named by a rule's params)")
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
-def _source(module: str) -> str:
-    """The module's code in one normal form, without docstrings and comments."""
-    tree = _tree(module)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [s for s in node.body if not _is_text(s)] or [ast.Pass()]
-    return ast.unparse(tree)
+    return ast.unparse(tree), frozenset(names)
 
 
 def _is_text(statement: ast.stmt) -> bool:

@@ -13,7 +13,7 @@ from .settings import ExecutorSettings
 
 
 def open_backend(settings: ExecutorSettings, precommand: str, tell: Callable[[str], None]) -> Backend:
-    """SLURM, or this machine; `tell` is told what of the environment does not count. WorkflowError if it is not there."""
+    """SLURM or this machine, WorkflowError if it is not there; tell: is told what of the environment does not count."""
     launch = Launch(settings.setup, settings.python, precommand)
     if settings.cluster == "local":
         return Local(settings.signal_delay, settings.max_timeouts, launch, settings.devices)

@@ -1,29 +1,46 @@
-"""One thread, so that results and times do not depend on the machine's cores; the tiny world and a SLURM, made once."""
+"""One thread, so that results and times do not depend on the machine's cores; the tiny world and a SLURM, made once.
+
+torch and transformers are imported where they are used: of several processes, the one that hands out tests needs none.
+"""
+
+from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from checkpoints import write_models
 from cluster import Sandbox
 from mini_slurm import NoSlurm, Slurm
-from tiny_stages import TASKS, World, prepare
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from tiny_stages import World
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One thread of torch in all tests."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The tiny world with model, data, heads and adapters' initial values; tests add to it, and change nothing."""
+    from tiny_stages import prepare
+
     return prepare(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture
 def new_world(world: World, tmp_path: Path) -> World:
     """A copy of the tiny world, to change."""
+    from tiny_stages import TASKS, World
+
     for task in TASKS:
         world.finetuned("lora", task)
     return World(Path(shutil.copytree(world.folder, tmp_path / "world")), world.plan)
@@ -32,6 +49,8 @@ def new_world(world: World, tmp_path: Path) -> World:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models that `checkpoints.write_models` writes; tests read them."""
+    from checkpoints import write_models
+
     return write_models(tmp_path_factory.mktemp("models"))
 
 
@@ -62,11 +81,15 @@ def sandbox(tmp_path: Path) -> Sandbox:
     return Sandbox(tmp_path)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Fast tests first; of several processes, one has those of a SLURM, which wait much, and one each slow module."""
-    for item in items:
-        if hasattr(item.module, "SLURM"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-        elif item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None, not hasattr(item.module, "SLURM")))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """Fast tests first. Several processes, which take one module after another, begin with those of most slow tests,
+    so that none has long to go when the others are done."""
+
+    def is_slow(item: pytest.Function) -> bool:
+        return item.get_closest_marker("slow") is not None
+
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.module.__name__ for item in items if is_slow(item))
+        items.sort(key=lambda item: -slow[item.module.__name__])
+    else:
+        items.sort(key=is_slow)

@@ -7,6 +7,7 @@ More nodes, of a partition `all`, and more lines of slurm.conf are there on dema
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -49,6 +50,7 @@ PidFile={folder}/run/slurmdbd.pid
 """
 CPUS, GPUS, GPU, MEMORY = 16, 2, "a100", 16000  # what the node says it has
 PATIENCE = 50  # looks at the jobs before it helps those that do not end: a failure is no matter of it
+LONG, SHORT = 20, 2  # seconds that a client tries to reach slurmctld, and while it is known to be down
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 CONFIG = """
 ClusterName=mini
@@ -86,7 +88,7 @@ EnforcePartLimits=NO
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout=60
-MessageTimeout=20
+MessageTimeout={long}
 # a slow machine is no broken one: by default a connection has 2 seconds, and a job 10 to begin
 TCPTimeout=30
 BatchStartTimeout=600
@@ -155,12 +157,14 @@ class Slurm:
 
     def start_controller(self) -> None:
         """Starts slurmctld, or starts it again with the state it had."""
+        self._let_clients_wait(LONG)
         self._spawn("slurmctld", "-D")
         self._wait(lambda: _says("scontrol", "ping"), "slurmctld")
 
     def stop_controller(self) -> None:
-        """Ends slurmctld; running jobs go on."""
+        """Ends slurmctld; running jobs go on, and sbatch and squeue soon find that nobody answers."""
         self._end("slurmctld")
+        self._let_clients_wait(SHORT)
 
     def stop(self) -> None:
         """Cancels all jobs and ends the daemons."""
@@ -219,7 +223,7 @@ class Slurm:
         facts |= {"dbd_port": dbd_port, "sql_port": dbd_port + 1}
         self._sql_port = dbd_port + 1
         facts["accounting"] = (WITH_ACCOUNTING if self._accounting else NO_ACCOUNTING).format(**facts)
-        sizes = {"cpus": CPUS, "gpus": GPUS, "gpu": GPU, "memory": MEMORY, "max_array": self._max_array}
+        sizes = {"cpus": CPUS, "gpus": GPUS, "gpu": GPU, "memory": MEMORY, "max_array": self._max_array, "long": LONG}
         sizes["preemption"] = "PreemptMode=REQUEUE GraceTime=120"
         text = CONFIG.format(**facts, **sizes, port=port, slurmd_port=port + 1)
         (self.folder / "etc/slurm.conf").write_text(text + self._more())
@@ -265,6 +269,11 @@ class Slurm:
             ["user", user, "account=poor", "MaxSubmitJobs=1"],
         ):  # fmt: skip
             subprocess.run(["sacctmgr", "--immediate", "add", *what], capture_output=True, check=True)
+
+    def _let_clients_wait(self, seconds: int) -> None:
+        """Sets how long a client, which reads slurm.conf when it starts, tries to reach slurmctld."""
+        path = self.folder / "etc/slurm.conf"
+        path.write_text(re.sub(r"(?m)^MessageTimeout=.*$", f"MessageTimeout={seconds}", path.read_text()))
 
     def _environ(self, name: str, value: str) -> None:
         self._before[name] = os.environ.get(name)
@@ -323,8 +332,8 @@ def install(packages: Sequence[str], programs: Sequence[str]) -> None:
 
 
 def _free_ports(first: int) -> int:
-    """The first port from there that is free, as is the next one."""
-    for port in range(first, first + 3000, 2):
+    """A port from there on that is free, as is the next one; processes that look at the same time find others."""
+    for port in range(first + 2 * (os.getpid() % 500), first + 3000, 2):
         with socket.socket() as one, socket.socket() as two:
             try:
                 one.bind(("127.0.0.1", port))

@@ -1,6 +1,7 @@
 """Small models to merge, an objective without a network, and every algorithm under every choice it offers."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -100,6 +101,7 @@ def runnable(algorithm: str) -> str:
     )
 
 
+@cache
 def pipelines() -> list[str]:
     """Every algorithm, made to merge, and every other pipeline of a row of config/methods.yaml."""
     rows = yaml.safe_load((ROWS / "methods.yaml").read_text(encoding="utf-8")).values()
