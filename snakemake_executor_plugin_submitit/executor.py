@@ -21,6 +21,7 @@ from .batches import Submitted
 from .endings import Endings
 from .jobs import require_known_resources
 from .life import Patience
+from .local_failures import LocalFailures
 from .runner import PYTHON
 from .settings import ExecutorSettings, common_settings
 from .slurm import NoAnswer, State
@@ -48,6 +49,7 @@ class Executor(RemoteExecutor):
         self._settings: ExecutorSettings = self.workflow.executor_settings
         require_known_resources(self.dag.needrun_jobs())
         self.voice = Voice(self.logger, self.workflow.output_settings.quiet, self._settings.report)
+        self.logger.addHandler(LocalFailures(self.dag, self.voice))
         self._own_job = os.environ.get("SLURM_JOB_ID", "")
         self._submissions = Submissions(self, self._settings)
         latency, long = float(self.workflow.execution_settings.latency_wait), self._settings.patience

@@ -254,8 +254,12 @@ def test_with_the_shipped_profile_every_failure_is_told_whole(slurm: Slurm, lite
     group = "    group: 'ab'\n    resources: runtime=5, mem_mb=500\n    log: 'a.log'\n"
     shell = "    shell: 'echo what went wrong > {log}; false'\n"
     literal.add(f"\nrule a:\n    output: 'a.txt'\n{group}{shell}", "a.txt")
+    literal.add("\nlocalrules: b, die_here\nrule b:\n    output: 'b.txt'\n    log: 'b.log'\n" + shell, "b.txt")
+    literal.rule("die", name="die_here")
     code, output = literal.run()
     assert code == 1, output
+    assert f"b failed on {HOST}: its command is above\nThe end of its log b.log:\n    what went wrong" in output
+    assert f"die_here i=0 failed on {HOST}, which is this host" in output and "logs/die_here/0.log" in output
     assert "ValueError: the loss is nan\nThe end of its log logs/fail/0.log:" in output
     assert f"fail i=0 failed on {HOST} (job " in output and "line 39" in output
     assert f"die i=0 is lost on {HOST} (job " in output
