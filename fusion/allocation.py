@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from fusion.job import QUEUED
+from fusion.job import MINUTES, QUEUED
 
 ALLOCATION = ("asked_mb", "used_mb", "asked_minutes", "used_minutes")
 
@@ -27,6 +27,6 @@ def allocation() -> dict[str, float]:
     of_cores = given.get("SLURM_MEM_PER_CPU", 0) * given.get("SLURM_CPUS_ON_NODE", 0)
     if memory := given.get("SLURM_MEM_PER_NODE", 0) or of_cores:
         found["asked_mb"] = float(memory)
-    if "SLURM_JOB_START_TIME" in given and "SLURM_JOB_END_TIME" in given:  # older SLURMs do not say
-        found["asked_minutes"] = (given["SLURM_JOB_END_TIME"] - given["SLURM_JOB_START_TIME"]) / 60
+    if MINUTES in os.environ:
+        found["asked_minutes"] = float(os.environ[MINUTES])
     return found

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-QUEUED = "FUSION_QUEUE_SECONDS"  # set by what submits jobs
+QUEUED, MINUTES = "FUSION_QUEUE_SECONDS", "FUSION_ASKED_MINUTES"  # set by what submits jobs
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any
 import submitit
 from submitit.core.utils import DelayedSubmission, JobPaths
 
+from fusion.job import MINUTES
+
 from .environment import command
 from .gpus import in_gres
 
@@ -78,7 +80,7 @@ class Sbatch(submitit.SlurmExecutor):
             options.pop("gpus_per_node", None)
         # what a job is given is not always passed on to its step
         srun = ["--export=ALL", f"--cpus-per-task={options['cpus_per_task']}"]
-        setup = self._launch.lines(is_stage, delay)
+        setup = [f"export {MINUTES}={options['time']}", *self._launch.lines(is_stage, delay)]
         self.update_parameters(
             **options, job_name=name, signal_delay_s=delay, setup=setup, srun_args=srun, wckey=None
         )  # fmt: skip

@@ -3,14 +3,12 @@
 import pytest
 
 from fusion.allocation import ALLOCATION, allocation
-from fusion.job import QUEUED
-
-TIMES = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "4600"}
+from fusion.job import MINUTES, QUEUED
 
 
 @pytest.mark.parametrize("memory", [{"SLURM_MEM_PER_NODE": "800"}, {"SLURM_MEM_PER_CPU": "200"}])
 def test_a_submitted_job_knows_what_was_asked_for_it(memory: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in ({QUEUED: "1.5", "SLURM_CPUS_ON_NODE": "4"} | TIMES | memory).items():
+    for name, value in ({QUEUED: "1.5", MINUTES: "60", "SLURM_CPUS_ON_NODE": "4"} | memory).items():
         monkeypatch.setenv(name, value)
     found = allocation()
     assert tuple(sorted(found)) == tuple(sorted(ALLOCATION))

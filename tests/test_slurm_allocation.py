@@ -38,7 +38,7 @@ def test_a_job_knows_the_memory_that_was_asked_for_it(slurm: Slurm, sandbox: San
     whole, by_core, here = (given(sandbox.folder / f"{name}.json") for name in ("whole", "by_core", "here"))
     assert whole["asked_mb"] == 400 and by_core["asked_mb"] == 300 and here == {}
     assert 10 < whole["used_mb"] < 400 and 0 < whole["used_minutes"] < 7
-    assert whole.get("asked_minutes", 7) == 7  # older SLURMs do not say
+    assert whole["asked_minutes"] == 7
 
 
 def given(path: Path) -> dict[str, float]:

@@ -229,6 +229,12 @@ def test_evaluations_wait_for_the_bundle_that_feeds_them(slurm: Slurm, sandbox: 
     assert len({sandbox.facts(f"evaluate/{i}")["pid"] for i in range(4)}) == 1
 
 
+def test_a_rule_without_output_runs_as_any_other(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.add("\nrule alone:\n    resources: runtime=5, mem_mb=500\n    shell: 'touch done.txt'\n")
+    code, output = sandbox.run("alone")
+    assert code == 0 and (sandbox.folder / "done.txt").exists(), output
+
+
 def test_without_slurm_on_the_path_nothing_begins(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox.rule("facts")
     sandbox.add("\nlocalrules: here\nrule here:\n    output: 'here'\n    shell: 'touch {output}'\n", "here")
