@@ -63,6 +63,7 @@ def test_jobs_are_given_what_they_ask_for_whatever_the_users_environment_says(
         own = f"output: out='shadow.txt'\n    resources: runtime=5, mem_mb=2000\n    shadow: 'minimal'\n    {stage}"
         sandbox.add(f"\nrule shadow:\n    {own}\n    {script}\n", "shadow.txt")
         lines = "export FROM_SETUP=1\nexport ALSO=2"
+        sandbox.wrap("sbatch", 'cp "$1" "$(mktemp -p . XXXXXX.script)"')
         options = ["--submitit-setup", lines, "--precommand", "export TOLD=3", "--resources", "my_own=5"]
         code, output = sandbox.run(*options, "--submitit-python", "env WRAPPED=4 python", "--config", "run=pilot")
     finally:
@@ -79,7 +80,7 @@ def test_jobs_are_given_what_they_ask_for_whatever_the_users_environment_says(
     found = ("FROM_SETUP=1", "ALSO=2", "TOLD=3", "WRAPPED=4", "Requeue=0", "TimeLimit=00:07:00", "Licenses=matlab:1")
     assert not [words for words in (*found, "Reservation=mine", "JobName=shell.pilot.") if words not in text], text
     assert text.splitlines()[-1].strip() == "shell" and "SBATCH_" not in text and "submitit" not in _wckey(text)
-    scripts = [file.read_text() for file in sandbox.folder.rglob("*_submission.sh")]
+    scripts = [file.read_text() for file in sandbox.folder.glob("*.script")]
     assert len(scripts) == 5 and not any("wckey" in script for script in scripts)
     assert any("--cpus-per-task=2 sh -c" in script for script in scripts)
 
@@ -98,6 +99,7 @@ def test_a_job_that_slurm_or_its_setup_ends_has_its_cause_in_their_words(slurm: 
     assert code == 1 and "asked it to stop (it is preempted), and it was submitted with --no-requeue" in output, output
     *own, used = causes(sandbox.folder.rglob("eat*/*.err"), {"mem_mb": 500})
     assert any(line.startswith("slurmstepd") and "exceeded memory limit" in line for line in own), own
+    assert all(line in output for line in (*own, used)), output
     assert used.startswith("it used ") and used.endswith(" and had 500 MB; raise mem_mb (now 500)"), used
     sandbox.rule("facts", resources="runtime=5, mem_mb=2000")
     code, output = sandbox.run("facts/0", "--submitit-setup", "true\nmodule_of_none load cuda")
@@ -126,6 +128,15 @@ def test_a_job_that_its_node_could_not_launch_starts_on_another_a_few_times(
         assert [backend.revive(job) for _ in range(3)] == [True, True, False]
     finally:
         subprocess.run(["scontrol", "update", f"NodeName={BAD}", "State=RESUME"], check=True)
+
+
+def test_a_run_goes_on_where_a_node_cannot_launch(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("facts", resources="runtime=5, mem_mb=2000, slurm_partition='all'")
+    try:
+        code, output = sandbox.run()
+    finally:
+        subprocess.run(["scontrol", "update", f"NodeName={BAD}", "State=RESUME"], check=True)
+    assert code == 0 and output.count("could not be launched on its node; it is released again") == 1, output
 
 
 def _wckey(text: str) -> str:
