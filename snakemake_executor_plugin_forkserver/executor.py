@@ -54,7 +54,7 @@ class Executor(LocalExecutor):
         super().__post_init__()
         self._quieten()
         jobs = list(self.dag.needrun_jobs())
-        _require_free(jobs)
+        self._free = _hold_free(jobs) if jobs else None
         self._progress = Progress(Counter(job.rule.name for job in jobs))
         names = (name.strip() for name in self.executor_settings.preload.split(","))
         self._processes = Processes([name for name in names if name])
@@ -154,13 +154,17 @@ class Executor(LocalExecutor):
         write_benchmark_records(records, str(job.benchmark), self.workflow.output_settings.benchmark_extended)
 
 
-def _require_free(jobs: list[Any]) -> None:
-    """Returns where no job of an earlier run is about to make, on a cluster, what these jobs make."""
-    if Path(".snakemake/submitit/journal.jsonl").exists():
-        # only where there is something to look at: the import takes a while
-        from snakemake_executor_plugin_submitit import batches, elsewhere
+def _hold_free(jobs: list[Any]) -> Any:
+    """Returns where no job of an earlier run is about to make, on a cluster, what these jobs make.
 
-        elsewhere.require_free({batches.key(job) for job in jobs})
+    Returns a lock, where there is a folder of such jobs: as long as it is held, nobody submits others.
+    """
+    if not Path(".snakemake/submitit").exists():
+        return None
+    # only where there is something to look at: the import takes a while
+    from snakemake_executor_plugin_submitit import batches, elsewhere
+
+    return elsewhere.hold_free({batches.key(job) for job in jobs})
 
 
 def _singles(job: Any) -> list[Any]:

@@ -52,9 +52,12 @@ def cause(error: BaseException) -> str:
 def tail(logs: Sequence[str]) -> str:
     """The last lines of the first of the logs that has any, and its name."""
     for log in logs:
-        if os.path.isfile(log) and os.path.getsize(log):
-            lines = "\n".join(f"    {line}" for line in last_lines(log))
-            return f"The end of its log {log}:\n{lines}"
+        try:
+            if os.path.isfile(log) and os.path.getsize(log):
+                lines = "\n".join(f"    {line}" for line in last_lines(log))
+                return f"The end of its log {log}:\n{lines}"
+        except OSError as error:
+            return f"Its log {log} cannot be read now: {error}"
     return f"It left no log; expected one of {', '.join(logs)}" if logs else "It has no log; what it printed is above"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from .slurm import NoAnswer, State
+from .slurm import State
 
 
 class Full(ValueError):
@@ -52,6 +52,10 @@ class Backend(Protocol):
         """Cancels jobs that are not over yet; whether that is certain."""
         ...
 
+    def cancel_named(self, name: str) -> bool:
+        """Cancels what was submitted under that name, if anything was; whether that is certain by now."""
+        ...
+
     def revive(self, identifier: str) -> bool:
         """Lets a job that could not be launched start elsewhere; False if that has happened too often."""
         ...
@@ -59,12 +63,3 @@ class Backend(Protocol):
     def stop(self) -> None:
         """Lets no `submit` wait any longer; it raises ValueError."""
         ...
-
-
-def cancel_named(backend: Backend, name: str) -> bool:
-    """Cancels what was submitted under that name, if anything was; whether that is certain by now."""
-    try:
-        ids = [one for one, state in backend.named(name).items() if not state.end]
-    except NoAnswer:
-        return False
-    return backend.cancel(ids)

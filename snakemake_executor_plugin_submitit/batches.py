@@ -44,12 +44,12 @@ class Submitted:
     @property
     def is_started(self) -> bool:
         """Whether the job itself has begun."""
-        return outcome.started(self.outcome).exists()
+        return os.path.exists(outcome.started(self.outcome))
 
     @property
     def is_process_started(self) -> bool:
         """Whether the process has begun that it may share with others: its first job has."""
-        return outcome.started(outcome.place(self.outcome.parent, self.place.task, 0)).exists()
+        return os.path.exists(outcome.started(outcome.place(self.outcome.parent, self.place.task, 0)))
 
     @property
     def host(self) -> str:

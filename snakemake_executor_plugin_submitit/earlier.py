@@ -1,5 +1,6 @@
 """What a process before this one submitted: taken up, submitted again, or named because nothing needs it now."""
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from . import batches
 from .backends import Backend
 from .entries import Batch, Place
 from .journal import Journal
+from .outcome import Outcome
 from .search import Search
 from .voice import Voice
 
@@ -43,17 +45,18 @@ class Earlier:
         if batch.cluster != self._cluster:  # and is over, or this run would have been refused
             return self._journal.over(output)
         self._search.find_id(batch)
-        identifier, change = batch.job_id(place.task), self._change(job, place)
-        is_open = not done.error if done else not batch.cancelled
-        if batch.id and is_open and not change:
-            self._backend.take_up(identifier)
+        identifier = batch.job_id(place.task)
+        why = self._why_not(job, place, batch, done)
+        if not why and (done or (batch.id and not batch.cancelled)):
+            if not done:
+                self._backend.take_up(identifier)
             self._voice.say(f"{describe(job)} was submitted before: job {identifier}")
             return batch
         if batch.id and not done:  # it may still run, and would write to the same place
-            if not batch.cancelled:
-                text = f"{describe(job)} was submitted before, as job {identifier}, and {change} since"
+            if why:
+                text = f"{describe(job)} was submitted before, as job {identifier}, and {why}"
                 self._voice.say(f"{text}: that job is cancelled, and it is submitted again")
-            self._search.end(identifier)
+            self._search.end(batch, identifier)
         self._journal.over(output)
         return None
 
@@ -72,7 +75,7 @@ class Earlier:
             if output in needed:
                 continue
             done = self._journal.outcome(place)
-            if not batch.id or (done and done.error):
+            if done.error if done else not batch.id:
                 self._journal.over(output)
             elif not done and (place.batch, place.task) not in kept:
                 left.setdefault(batch.job_id(place.task), []).append(output)
@@ -84,7 +87,9 @@ class Earlier:
         states = self._search.ask(lambda: self._backend.states(left))
         alive = [one for one in left if one in states and not states[one].end]
         for output in (output for one in left.keys() - set(alive) for output in left[one]):
-            self._journal.over(output)
+            batch = self._journal.batches[self._journal.places[output].batch]
+            if any(one in states for one in left if output in left[one]) or not self._search.is_young(batch):
+                self._journal.over(output)
         if alive:
             named = [f"{', '.join(left[one])} (job {one})" for one in alive[:MANY]] + ["…"] * (len(alive) > MANY)
             count = f"{len(alive)} jobs of an earlier run are" if len(alive) > 1 else "a job of an earlier run is"
@@ -92,12 +97,19 @@ class Earlier:
             text = f"{count} still in the queue, and nothing needs now what it makes: {'; '.join(named)}"
             self._voice.say(f"{text}; to cancel: {cancel}")
 
-    def _change(self, job: Any, place: Place) -> str:
-        """What of a job is not as it was when it was submitted; '' where nothing is."""
+    def _why_not(self, job: Any, place: Place, batch: Batch, done: Outcome | None) -> str:
+        """Why what was submitted is not what is wanted now; '' where it is."""
         try:
             work, inputs = self._hashes(job)
-        except ValueError as error:
-            return f"cannot be submitted ({error})"
+        except (ValueError, TypeError) as error:
+            return f"cannot be submitted now ({error})"
         if work != place.work:
-            return "what it is to do has changed"
-        return "its inputs have changed" if inputs != place.inputs else ""
+            return "what it is to do has changed since"
+        if inputs != place.inputs:
+            return "its inputs have changed since"
+        if done:
+            is_there = not done.error and all(os.path.exists(path) for path in job.output)
+            return "" if is_there else "what it made is gone"
+        pickle = self._journal.folder / batch.name / f"{batch.job_id(place.task)}_submitted.pkl"
+        is_whole = not batch.id or batch.cancelled or os.path.exists(pickle)
+        return "" if is_whole else "the process that submitted it was killed before it wrote all of its files"

@@ -1,29 +1,33 @@
 """A job that a scheduler has is not run by another executor at the same time."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from snakemake_interface_common.exceptions import WorkflowError
 
+from fusion.artifacts import new_file
+
 from . import slurm
-from .entries import Entries
+from .entries import Entries, here
+from .lock import Lock
 from .on_host import Local
 from .settings import ExecutorSettings
 from .slurm import NoAnswer
 
-QUERIES = {"slurm": (slurm.states, slurm.named), "local": (Local.states, Local.named)}
-CANCELLER = {"slurm": "scancel", "local": "kill"}
+QUERIES = {"slurm": (slurm.states, slurm.named), here("local"): (Local.states, Local.named)}
 FOLDER = Path(ExecutorSettings.folder)
+OTHERS = "folders"  # a file in that one, which names others
 MANY = 5  # outputs that are named
 
 
-def require_free(needed: Collection[str], folder: Path = FOLDER, here: str = "") -> None:
-    """Returns where no scheduler other than `here` has jobs that make any of the outputs that are `needed`.
+def require_free(needed: Collection[str], folder: Path = FOLDER, own: str = "") -> None:
+    """Returns where no place other than our `own` has jobs that make any of the outputs that are `needed`.
 
     folder: the `submitit-folder` of the run that submitted them. Raises WorkflowError with the way out.
     """
     entries = Entries(folder)
-    for cluster in QUERIES.keys() - {here}:
+    for cluster in {batch.cluster for batch in entries.batches.values()} - {own}:
         left: dict[str, list[str]] = {}  # outputs by the job's id, or by the batch's name where no id was noted
         for output, place in entries.places.items():
             batch = entries.batches[place.batch]
@@ -33,8 +37,41 @@ def require_free(needed: Collection[str], folder: Path = FOLDER, here: str = "")
             _require_over(cluster, left, folder)
 
 
+def hold_free(needed: Collection[str]) -> list[Lock]:
+    """The same for every folder of submissions of this workflow, whose locks are returned: nobody submits meanwhile."""
+    folders = [FOLDER]
+    with suppress(OSError):
+        folders += map(Path, (FOLDER / OTHERS).read_text(encoding="utf-8").splitlines())
+    locks = []
+    for folder in filter(Path.is_dir, folders):
+        require_free(needed, folder)
+        try:
+            locks.append(Lock(folder / "lock"))
+        except (RuntimeError, OSError) as error:
+            raise WorkflowError(f"cannot run jobs beside a process that submits some: {error}") from error
+    return locks
+
+
+def remember(folder: Path) -> None:
+    """Lets other executors know of a folder of submissions that is not the usual one."""
+    if folder.absolute() == FOLDER.absolute():
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    known = set()
+    with suppress(OSError):
+        known = set((FOLDER / OTHERS).read_text(encoding="utf-8").splitlines())
+    with new_file(FOLDER / OTHERS) as file:
+        file.write_text("\n".join(sorted(known | {str(folder)})), encoding="utf-8")
+
+
 def _require_over(cluster: str, left: Mapping[str, Collection[str]], folder: Path) -> None:
-    back = f"`snakemake --executor submitit --submitit-cluster {cluster}`, or the profile that says so, takes them up"
+    option = f"--submitit-cluster {cluster.partition(' on ')[0]}"
+    back = f"`snakemake --executor submitit {option}`, or the profile that says so, takes them up"
+    if cluster not in QUERIES:
+        raise WorkflowError(
+            f"processes of another host may be at work on what this run needs ({cluster}; {folder} names them): {back} "
+            f"there; where none runs any more, remove {folder}"
+        )
     states, named = QUERIES[cluster]
     ids = [one for one in left if one[0].isdigit()]
     try:
@@ -50,7 +87,8 @@ def _require_over(cluster: str, left: Mapping[str, Collection[str]], folder: Pat
     if alive:
         outputs = sorted({output for found in alive.values() for output in found})
         told = ", ".join(outputs[:MANY]) + ", …" * (len(outputs) > MANY)
+        canceller = "scancel" if cluster == "slurm" else "kill"
         raise WorkflowError(
             f"jobs that this run needs are in the queue already (an earlier run submitted them; they make {told}): "
-            f"{back}; or cancel them first with `{CANCELLER[cluster]} {' '.join(sorted(alive))}`"
+            f"{back}; or cancel them first with `{canceller} {' '.join(sorted(alive))}`"
         )

@@ -1,6 +1,9 @@
 """What the journal of submissions says: batches, and the places of the jobs in them that are not over."""
 
 import json
+import os
+import re
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,7 +35,7 @@ class Batch:
     name: str
     tasks: int
     time: float  # seconds since the epoch
-    cluster: str = "slurm"  # as `submitit-cluster` says
+    cluster: str = "slurm"  # or the host of processes, as `here` says
     id: str = ""
     cancelled: bool = False
     open: set[str] = field(default_factory=set)  # the outputs of jobs that are not over
@@ -90,13 +93,6 @@ class Entries:
         else:
             self._begin(event)
 
-    def hold(self, known: Mapping[str, Place]) -> None:
-        """Lets places that were known before be the last word on their outputs."""
-        for output, place in known.items():
-            self._forget(output)
-            self._places[output] = place
-            self.batches[place.batch].open.add(output)
-
     def _begin(self, event: dict[str, Any]) -> None:
         cluster = event.get("cluster", "slurm")
         batch = Batch(event["batch"], len(event["jobs"]), float(event["time"]), cluster)
@@ -105,16 +101,31 @@ class Entries:
             for task, jobs in enumerate(event["jobs"])
             for index, (output, *hashes) in enumerate(jobs)
         }
-        for output in places:
-            self._forget(output)
-        self._places |= places
-        batch.open |= places.keys()
         self.batches[batch.name] = batch
+        for output, place in places.items():
+            known = self._places.get(output)
+            if known is None or self.batches[known.batch].time <= batch.time:  # a copy may be read late
+                self._forget(output)
+                self._places[output] = place
+                batch.open.add(output)
 
     def _forget(self, output: str) -> None:
         place = self._places.pop(output, None)
         if place:
             self.batches[place.batch].open.discard(output)
+
+
+def here(cluster: str) -> str:
+    """Where jobs of `submitit-cluster` run: numbers of processes mean nothing on another host."""
+    return cluster if cluster == "slurm" else f"{cluster} on {socket.gethostname()}"
+
+
+def is_batch(folder: Path) -> bool:
+    """Whether a folder is that of a batch; others may stand beside it."""
+    if not re.search(r"\.[0-9a-f]{8}$", folder.name) or not folder.is_dir():
+        return False
+    names = os.listdir(folder)
+    return not names or any(name == COPY or name.endswith((".pkl", "_submission.sh")) for name in names)
 
 
 def _lines(path: Path) -> list[bytes]:

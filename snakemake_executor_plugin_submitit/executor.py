@@ -135,12 +135,16 @@ class Executor(RemoteExecutor):
         for info, submitted in zip(active_jobs, jobs, strict=True):
             if self._submissions.cancelled:
                 continue
-            if submitted.outcome in ended:
-                self._endings.finish(info, submitted, ended[submitted.outcome])
-            elif states is None or submitted.outcome.parent in away or await self._lives(submitted, states):
+            try:
+                if submitted.outcome in ended:
+                    self._endings.finish(info, submitted, ended[submitted.outcome])
+                elif states is None or submitted.outcome.parent in away or await self._lives(submitted, states):
+                    yield info
+                else:
+                    self._endings.lose(info, submitted, states.get(submitted.id))
+            except OSError as error:  # of a file system that is away
+                self.voice.once(f"{describe(submitted.job)}: {error}; trying again")
                 yield info
-            else:
-                self._endings.lose(info, submitted, states.get(submitted.id))
         if self._submissions.waiting:
             await asyncio.to_thread(self._submissions.submit_waiting)  # Snakemake prepares a job by a loop of its own
         self._tell_what_is_waited_for(jobs)
@@ -172,7 +176,7 @@ class Executor(RemoteExecutor):
             return state.not_launched and await asyncio.to_thread(self._revive, submitted)
         if not submitted.life.is_due(state, self._patience, now):
             return True
-        return not await asyncio.to_thread(self._submissions.is_gone, submitted)
+        return not await asyncio.to_thread(self._submissions.is_gone, submitted, state)
 
     def _revive(self, submitted: Submitted) -> bool:
         """Lets a job start again that its node could not launch, and says so; False if that happened too often."""

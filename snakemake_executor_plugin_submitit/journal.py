@@ -9,13 +9,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock as ThreadLock
 from typing import Any
 
 from fusion.artifacts import new_file
 
-from .entries import COPY, JOURNAL, VERSION, Batch, Entries
+from .entries import COPY, JOURNAL, VERSION, Batch, Entries, is_batch
 from .lock import Lock
 
 
@@ -29,7 +30,7 @@ class Journal(Entries):
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder / "lock")
         super().__init__(folder)
-        self._writing = ThreadLock()  # of the threads of this process
+        self._writing, self._tell = ThreadLock(), tell  # of the threads of this process
         self.lost: list[str] = []  # the names of batches of which nothing else is known
         if self.damaged:
             tell(self._set_aside())
@@ -40,11 +41,16 @@ class Journal(Entries):
         self._file = (folder / JOURNAL).open("a", encoding="utf-8")
 
     def submitting(self, name: str, jobs: Sequence[Sequence[tuple[str, str, str]]], cluster: str) -> Batch:
-        """Notes a batch before it is submitted: of every task's jobs the output, and hashes of its work and inputs."""
+        """Notes a batch before it is submitted: of every task's jobs the output, and hashes of its work and inputs.
+
+        Raises OSError where that cannot be noted.
+        """
         event = {"batch": name, "time": time.time(), "cluster": cluster, "jobs": jobs}
         with new_file(self.folder / name / COPY) as file:
             file.write_text(_line(event), encoding="utf-8")
-        self._write(event, sync=True)
+        with self._writing:
+            self._append(event, sync=True)
+            self.apply(event)
         return self.batches[name]
 
     def submitted(self, name: str, identifier: str) -> None:
@@ -61,7 +67,8 @@ class Journal(Entries):
         if place is not None:
             self._write({"over": output})
             if not self.batches[place.batch].open:
-                (self.folder / place.batch / COPY).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self.folder / place.batch / COPY).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets another process have the journal."""
@@ -69,19 +76,25 @@ class Journal(Entries):
         self._lock.close()
 
     def _write(self, event: dict[str, Any], sync: bool = False) -> None:
+        """Notes what has happened already; where the file system is full or away, the next process finds it out."""
         with self._writing:
-            self._file.write(_line(event))
-            self._file.flush()
-            if sync:
-                os.fsync(self._file.fileno())
+            try:
+                self._append(event, sync)
+            except OSError as error:
+                self._tell(f"{self.folder / JOURNAL} cannot be written now ({error}); the run goes on")
             self.apply(event)
+
+    def _append(self, event: dict[str, Any], sync: bool) -> None:
+        self._file.write(_line(event))
+        self._file.flush()
+        if sync:
+            os.fsync(self._file.fileno())
 
     def _set_aside(self) -> str:
         """Keeps the lines that say nothing in a file of their own, reads the copies of batches, and tells of it."""
         aside = self.folder / f"journal.damaged-{time.time_ns()}.jsonl"
         aside.write_bytes(b"\n".join(self.damaged) + b"\n")
-        known = dict(self.places)
-        for folder in sorted(filter(Path.is_dir, self.folder.iterdir()), key=os.path.getmtime):
+        for folder in filter(is_batch, sorted(self.folder.iterdir())):
             if folder.name in self.batches:
                 continue
             try:
@@ -92,7 +105,6 @@ class Journal(Entries):
                 self.kept.append(line)
             else:
                 self.lost.append(folder.name)
-        self.hold(known)
         return (
             f"{len(self.damaged)} lines of {self.folder / JOURNAL} cannot be read and were moved to {aside.name} "
             "beside it; what they may have told of is looked for by its name in the queue"

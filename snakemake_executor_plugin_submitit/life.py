@@ -40,7 +40,7 @@ class Patience:
 
         Of a job that another process submitted nothing is to be expected that would take long.
         """
-        well = state.name == "COMPLETED" if state is not None else not taken_up
+        well = state.name in ("COMPLETED", "PREEMPTED") if state is not None else not taken_up
         return max(self.latency, self.long) if well else self.latency
 
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,10 @@ class Lock:
             if error.errno not in NO_FLOCK:
                 raise
             self._owner = _take(path.with_suffix(".owner"))
+        else:
+            words = _words(path.with_suffix(".owner"))
+            if words and not _is_dead(words):  # of a host that has no flock
+                raise RuntimeError(_held(words, path.parent))
         self._file.truncate(0)
         self._file.write(f"{_me()}\n")
         self._file.flush()
@@ -49,11 +54,28 @@ def _take(path: Path) -> Path:
                 file.write(f"{_me()} since {_begin(os.getpid())}\n")
             return path
         except FileExistsError:
-            words = path.read_text(encoding="utf-8").strip()
+            words = _words(path)
             if not _is_dead(words):
                 hint = f"; where it runs no more, remove {path}, and the same command goes on"
                 raise RuntimeError(_held(words or "another process", path.parent) + hint) from None
-            path.unlink(missing_ok=True)
+            _remove(path, words)
+
+
+def _remove(path: Path, words: str) -> None:
+    """Removes the file if it still has these words: another process that found them may have the lock by now."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        if _words(aside) != words:
+            os.link(aside, path)
+        aside.unlink()
+
+
+def _words(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _is_dead(words: str) -> bool:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,17 @@ class Local:
 
     def cancel(self, ids: Iterable[str]) -> bool:
         """Ends the processes and all that they started."""
-        processes = [process for one in ids if _runs(one) for process in _family(int(one))]
-        for process in processes:
-            process.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=3)
-        for process in alive:
-            process.kill()
+        alive = [process for one in ids if _runs(one) for process in _family(int(one))]
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in alive:
+                with suppress(psutil.Error):  # it may have ended by itself
+                    end(process)
+            _, alive = psutil.wait_procs(alive, timeout=3)
         return True
+
+    def cancel_named(self, name: str) -> bool:
+        """Ends what was started under that name."""
+        return self.cancel(self.named(name))
 
     @staticmethod
     def named(name: str) -> Mapping[str, State]:

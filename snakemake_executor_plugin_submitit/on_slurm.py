@@ -9,7 +9,7 @@ from typing import Any
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from . import revival, slurm
-from .backends import Full, cancel_named
+from .backends import Full
 from .environment import require_one_cluster
 from .launch import Launch, Sbatch
 from .runner import Stages
@@ -55,7 +55,7 @@ class Slurm:
                 if not slurm.NOT_NOW.search(str(error)):
                     raise (Full if slurm.is_full(words) else ValueError)(words) from error
             self.tell(words)
-            while not cancel_named(self, name):
+            while not self.cancel_named(name):
                 self._wait()
             self._wait()
 
@@ -63,6 +63,7 @@ class Slurm:
     named = staticmethod(slurm.named)
     in_queue = staticmethod(slurm.in_queue)
     cancel = staticmethod(slurm.cancel)
+    cancel_named = staticmethod(slurm.cancel_named)
 
     def revive(self, identifier: str) -> bool:
         """Excludes the nodes where the job could not be launched, and releases it; a few times."""

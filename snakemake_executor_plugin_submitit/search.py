@@ -1,7 +1,7 @@
 """Jobs are looked for and ended by their ids and by the names of their batches, which are unique."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from .backends import Backend
 from .batches import Submitted
@@ -11,13 +11,16 @@ from .slurm import NoAnswer, State
 from .voice import Voice
 
 RETRY = 1.0  # seconds between two questions
+KILLED = 30.0  # seconds that SLURM gives a process to end, where it is not asked to give more
 
 
 class Search:
     """What is asked of the scheduler about single batches and jobs."""
 
-    def __init__(self, journal: Journal, backend: Backend, voice: Voice) -> None:
-        self._journal, self._backend, self._voice = journal, backend, voice
+    def __init__(self, journal: Journal, backend: Backend, voice: Voice, patience: float) -> None:
+        """`patience`: seconds for which a scheduler may not list what it was given."""
+        self._journal, self._backend, self._voice, self._patience = journal, backend, voice, patience
+        self._looked_for: set[str] = set()  # batches, by name
 
     def ask(self, query: Callable[[], Mapping[str, State]]) -> Mapping[str, State]:
         """The answer of the scheduler, however long it takes."""
@@ -30,13 +33,31 @@ class Search:
                 self._backend.tell(str(error))
                 time.sleep(RETRY)
 
-    def find_id(self, batch: Batch) -> None:
-        """Looks for the id of a batch where the process that submitted it did not note one."""
-        if not batch.id and (found := self.ask(lambda: self._backend.named(batch.name))):
-            self._has_id(batch, _alive(found) or found)
+    def is_young(self, batch: Batch) -> bool:
+        """Whether the scheduler may not list the batch yet."""
+        return self._backend.is_slow and time.time() - batch.time < self._patience
 
-    def is_gone(self, submitted: Submitted) -> bool:
-        """Whether a job that is awaited is certainly gone: it is looked for by name, and what may live is cancelled."""
+    def find_id(self, batch: Batch) -> None:
+        """Looks for the id of a batch where the process that submitted it did not note one.
+
+        Where none is found, and the scheduler may be behind, what may come of it is cancelled.
+        """
+        if batch.id or batch.name in self._looked_for:
+            return
+        self._looked_for.add(batch.name)
+        if found := self.ask(lambda: self._backend.named(batch.name)):
+            self._has_id(batch, _alive(found) or found)
+        elif self.is_young(batch):
+            while not self._backend.cancel_named(batch.name):
+                time.sleep(RETRY)
+
+    def is_gone(self, submitted: Submitted, state: State | None) -> bool:
+        """Whether a job that is awaited is certainly gone; state: what the last query said of it.
+
+        One that no query lists is looked for by the name of its batch, and what may live of it is cancelled.
+        """
+        if state is not None:
+            return True
         batch = submitted.batch
         try:
             alive = _alive(found := self._backend.named(batch.name))
@@ -52,17 +73,19 @@ class Search:
                 return False
         return self._backend.cancel([submitted.id])
 
-    def end(self, identifier: str) -> None:
-        """Cancels a job and waits until it has ended; also while the scheduler does not answer."""
+    def end(self, batch: Batch, identifier: str) -> None:
+        """Cancels a job and waits until it has ended; also while the scheduler does not answer, or is behind."""
+        began = time.monotonic()
         while True:
             self._backend.cancel([identifier])
             state = self.ask(lambda: self._backend.states([identifier])).get(identifier)
-            if state is None or state.end:
+            is_unknown = state is None and self.is_young(batch) and time.monotonic() - began < KILLED
+            if not is_unknown and (state is None or state.end):
                 return
             self._voice.once(f"waiting for the end of job {identifier}, which is cancelled")
             time.sleep(RETRY)
 
-    def end_named(self, names: Iterable[str]) -> None:
+    def end_named(self, names: Collection[str]) -> None:
         """Cancels what was submitted under these names, and waits until it has ended."""
         while alive := _alive(self.ask(lambda: self._backend.named(",".join(names)))):
             what = f"what job {', '.join(alive)} of an earlier run makes is not known any more"

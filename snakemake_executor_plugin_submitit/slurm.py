@@ -18,7 +18,10 @@ ENDED = {  # states of squeue that are the end of a job; it forgets them after M
     "DEADLINE": "its deadline passed",
     "FAILED": "its process failed or was killed",
     "NODE_FAIL": "its node failed",
+    "LAUNCH_FAILED": "its node could not launch it",
     "OUT_OF_MEMORY": "it ran out of memory: more mem_mb is needed",
+    "PREEMPTED": "it was preempted, and is not started again",  # else it is pending before it is given up
+    "RECONFIG_FAIL": "its node could not be reconfigured",
     "REVOKED": "it was revoked",
     "TIMEOUT": "its time limit was reached: more runtime is needed",
 }
@@ -81,8 +84,18 @@ def named(name: str) -> Mapping[str, State]:
 
 
 def in_queue() -> int:
-    """How many jobs this user has in the queue, those that are completing too. Raises NoAnswer."""
-    return len(_listed(f"--user={os.getuid()}"))
+    """How many jobs this user has in the queue, those that are completing too, without our own. Raises NoAnswer."""
+    own = {os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")}
+    return sum(one.partition("_")[0] not in own for one in _listed(f"--user={os.getuid()}"))
+
+
+def cancel_named(name: str) -> bool:
+    """Cancels this user's jobs of that name, also those that a squeue which is behind does not list yet."""
+    try:
+        answer = _ask(["scancel", "--quiet", f"--user={os.getuid()}", f"--name={name}"])
+    except NoAnswer:
+        return False
+    return answer.returncode == 0
 
 
 def _listed(*options: str) -> dict[str, State]:

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from snakemake_interface_common.exceptions import WorkflowError
 
 from . import batches
-from .backends import Full, cancel_named
+from .backends import Full
 from .batches import Submitted, Waiting
 from .earlier import Earlier
-from .elsewhere import require_free
-from .entries import Batch
+from .elsewhere import remember, require_free
+from .entries import Batch, here
 from .jobs import batch_name, comment, is_called
 from .journal import Journal
 from .life import Life
@@ -21,12 +21,13 @@ from .opening import open_backend
 from .room import Room
 from .search import Search
 from .settings import ExecutorSettings
-from .tidy import tidy
+from .slurm import State
+from .tidy import Tidying
 from .voice import Voice
 
 
-class NoGpu(Exception):
-    """No GPU of this machine is free now."""
+class NotNow(Exception):
+    """Why jobs cannot be submitted now, and may be soon."""
 
 
 class Host(Protocol):
@@ -57,15 +58,19 @@ class Submissions:
         self.backend = open_backend(settings, precommand, self._voice.say)
         self.backend.tell = self._voice.answer
         try:
+            remember(settings.folder.absolute())
             self._journal = Journal(settings.folder.absolute(), self._voice.say)
         except (RuntimeError, OSError) as error:
             raise WorkflowError(f"cannot submit jobs: {error}") from error
-        self._search = Search(self._journal, self.backend, self._voice)
-        self._earlier = Earlier(self._journal, self._search, self.backend, self._voice, self._hashes, settings.cluster)
+        self._cluster = here(settings.cluster)
+        self._search = Search(self._journal, self.backend, self._voice, settings.patience)
+        self._earlier = Earlier(self._journal, self._search, self.backend, self._voice, self._hashes, self._cluster)
+        self._tidying = Tidying(self._journal.folder, self._open, settings.keep_failed)
         self._room = Room(self.backend, host.workflow.nodes, settings.poll)
         self._lock = RLock()  # jobs are submitted by the scheduler's thread and by the one that polls
         self._waiting: list[Waiting] = []
         self._watched: dict[str, Submitted] = {}
+        self._failed: set[Any] = set()  # jobs that could not be submitted
         self._gathering = batches.Gathering()
         self.why = ""  # jobs wait, where a limit is the reason
         self.cancelled = self._is_left = False
@@ -101,8 +106,10 @@ class Submissions:
 
     def begin(self, needed: Collection[str]) -> None:
         """Looks at what a process before this one left; `needed`: the keys of the jobs that this run needs."""
-        require_free(needed, self._journal.folder, here=self._settings.cluster)
+        require_free(needed, self._journal.folder, self._cluster)
         self._earlier.begin(needed)
+        places = [(self._journal.batches[place.batch], place) for place in self._journal.places.values()]
+        self._room.has(batch.job_id(place.task) for batch, place in places if batch.id)
         self.tidy()
 
     def take_up(self, job: Any) -> bool:
@@ -112,9 +119,9 @@ class Submissions:
             self._watch(job, batch, Life(taken_up=True))
         return batch is not None
 
-    def is_gone(self, submitted: Submitted) -> bool:
-        """Whether a job that is awaited is certainly gone: it is looked for by name, and what may live is cancelled."""
-        return self._search.is_gone(submitted)
+    def is_gone(self, submitted: Submitted, state: State | None) -> bool:
+        """Whether a job that is awaited is certainly gone; state: what the last query said of it."""
+        return self._search.is_gone(submitted, state)
 
     def over(self, job: Any) -> None:
         """Notes that Snakemake knows the job's end."""
@@ -125,17 +132,19 @@ class Submissions:
 
     def tidy(self) -> None:
         """Removes the files of batches that are over."""
-        open_ = {batch.name for batch in self._journal.batches.values() if batch.open}
-        tidy(self._journal.folder, open_, self._settings.keep_failed)
+        self._tidying.tidy()
+
+    def _open(self) -> set[str]:
+        return {batch.name for batch in list(self._journal.batches.values()) if batch.open}
 
     def cancel(self) -> None:
         """Cancels everything that was submitted and is not over, and what was just being submitted."""
         self.cancelled = True
         self.backend.stop()
-        open_ = [batch for batch in self._journal.batches.values() if batch.open]
+        open_ = [batch for batch in list(self._journal.batches.values()) if batch.open]
         certain = self.backend.cancel({batch.id for batch in open_ if batch.id})
         for batch in open_:
-            if certain if batch.id else cancel_named(self.backend, batch.name):
+            if certain if batch.id else self.backend.cancel_named(batch.name):
                 self._journal.cancelled(batch.name)  # what is done stays for the next run to find
             else:
                 self._voice.fail(f"{batch.name} may still be in the queue; the next run takes it up")
@@ -154,9 +163,11 @@ class Submissions:
     def _can_be_asked_for(self, job: Any) -> bool:
         try:
             batches.wanted(job)
-        except ValueError as error:
-            self._host.refuse(job, str(error))
+            self._bundle(job)
+        except (ValueError, TypeError) as error:
+            self._refuse([job], error)
             return False
+        self._failed.discard(job)
         return True
 
     def _submit_alike(self, same: Sequence[Waiting]) -> None:
@@ -167,45 +178,49 @@ class Submissions:
             self._waiting += bundles.pop()
         most = min(self._settings.array_limit, self.backend.largest_array)
         while bundles and (tasks := self._room.of(min(most, len(bundles)))):
-            part = [[one.job for one in task] for task in bundles[:tasks]]
+            part, bundles = bundles[:tasks], bundles[tasks:]
             try:
-                self._submit_batch(part)
-            except NoGpu:
-                break
+                self._submit_batch([[one.job for one in task] for task in part])
+                continue
+            except NotNow as error:
+                self.why, is_over = str(error), True
+            except OSError as error:
+                self.why, is_over = f"{self._journal.folder} cannot be written: {error}", True
+                self._voice.once(f"{self.why}; waiting for it")
             except Full as error:
-                if self._room.refused(tasks):
-                    self.why = str(error)
-                    self._voice.once(f"SLURM takes no more jobs for now ({error}); the others follow as these end")
-                    continue  # fewer of them, or none for a while
-                self._refuse(part, error)
-            bundles = bundles[tasks:]
+                if not self._room.refused(tasks):
+                    self._refuse([one.job for task in part for one in task], error)
+                    continue
+                self.why, is_over = str(error), False
+                self._voice.once(f"SLURM takes no more jobs for now ({error}); the others follow as these end")
+            left = [[one for one in task if one.job not in self._failed] for task in part]
+            bundles = [*filter(None, left), *bundles]
+            if is_over:
+                break
         self._waiting += [one for task in bundles for one in task]
 
     def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
-        """Submits one job, or one array: a task a bundle. Raises Full or NoGpu where that cannot be now."""
-        jobs = [job for bundle in bundles for job in bundle]
-        wanted = batches.wanted(jobs[0]) | {"slurm_comment": comment(jobs)}
+        """Submits one job, or one array: a task a bundle. Raises Full or NotNow where that cannot be now."""
+        wanted = batches.wanted(bundles[0][0])
+        if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
+            raise NotNow("no GPU is free")
+        prepared = [[ready for job in bundle if (ready := self._prepared(job))] for bundle in bundles]
+        tasks = [task for task in prepared if task]
+        if not tasks:
+            return
+        jobs = [job for task in tasks for job, _, _ in task]
+        works = [[work for _, work, _ in task] for task in tasks]
+        keys = [[key for _, _, key in task] for task in tasks]
         name = batch_name(jobs[0], self._host.workflow.globals["config"])
         folder = self._journal.folder / name
-        try:
-            if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
-                raise NoGpu
-            works = [[self._work(job) for job in bundle] for bundle in bundles]
-            keys = [
-                [(batches.key(job), *self._hashes(job, work)) for job, work in zip(*pair, strict=True)]
-                for pair in zip(bundles, works, strict=True)
-            ]
-            folder.mkdir(parents=True)
-            self._prepare(jobs)
-        except (OSError, WorkflowError, ValueError) as error:
-            return self._refuse(bundles, error)
         here = str(self._host.workflow.workdir_init)
         functions = [batches.function(work, folder, task, here) for task, work in enumerate(works)]
         if self.cancelled:
             return
-        batch = self._journal.submitting(name, keys, self._settings.cluster)
+        folder.mkdir(parents=True)
+        batch = self._journal.submitting(name, keys, self._cluster)
         try:
-            identifier = self.backend.submit(folder, name, functions, wanted)
+            identifier = self.backend.submit(folder, name, functions, wanted | {"slurm_comment": comment(jobs)})
         except (ValueError, OSError) as error:
             if self.cancelled:  # whether it was submitted is for `cancel`, or the next run, to find out
                 return
@@ -214,9 +229,9 @@ class Submissions:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Full):
                 raise
-            return self._refuse(bundles, error)
+            return self._refuse(jobs, error)
         self._journal.submitted(name, identifier)
-        self._room.take(batch.job_id(task) for task in range(batch.tasks))
+        self._room.took(batch.job_id(task) for task in range(batch.tasks))
         if self.cancelled:  # while it was submitted
             if not self._is_left:
                 self.backend.cancel([identifier])
@@ -224,14 +239,21 @@ class Submissions:
         for job in jobs:
             self._watch(job, batch, Life())
 
-    def _prepare(self, jobs: Sequence[Any]) -> None:
-        for job in jobs:
+    def _prepared(self, job: Any) -> tuple[Any, Any, tuple[str, str, str]] | None:
+        """The job, its work and what the journal is to know of it; None where that cannot be, and it has failed."""
+        try:
+            work = self._work(job)
+            key = (batches.key(job), *self._hashes(job, work))
             if is_called(job):
                 self._host.workflow.async_run(job.prepare())  # drops old output, makes folders
             job.register()  # from here on the output is incomplete
+        except (OSError, WorkflowError, ValueError, TypeError) as error:
+            return self._refuse([job], error)
+        return job, work, key
 
-    def _refuse(self, bundles: Sequence[Sequence[Any]], error: Exception) -> None:
-        for job in (job for bundle in bundles for job in bundle):
+    def _refuse(self, jobs: Iterable[Any], error: Exception) -> None:
+        for job in jobs:
+            self._failed.add(job)
             self._host.refuse(job, str(error))
 
     def _bundle(self, job: Any) -> int:

@@ -2,34 +2,54 @@
 
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 from . import outcome
-from .entries import COPY
+from .entries import COPY, is_batch
 
 DAY = 86400  # seconds
 
 
-def tidy(folder: Path, open_: Collection[str], keep: float) -> None:
-    """Removes what is in `folder` of every batch but the open ones; keep: days for which failed ones stay."""
-    with suppress(OSError):  # a network file system may be away, and there is a next time
-        for path in folder.iterdir():
-            if path.name in open_ or not (path.is_dir() or path.name.startswith("journal.damaged-")):
-                continue
-            if time.time() - path.stat().st_mtime > keep * DAY or (path.is_dir() and _went_well(path)):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+class Tidying:
+    """Removes what is in `folder` of every batch but the open ones.
 
+    open_: says which these are. keep: days for which those stay of which not all jobs ended well.
+    """
 
-def _went_well(batch: Path) -> bool:
-    """Whether all jobs of the batch ended well, and their processes need its files no more."""
-    names = {path.name for path in batch.iterdir()}
-    submitted = [name.removesuffix("_submitted.pkl") for name in names if name.endswith("_submitted.pkl")]
-    if not submitted or not all(f"{identifier}_0_result.pkl" in names for identifier in submitted):
-        return False
-    outcomes = [name.removesuffix(".started") + ".json" for name in names if name.endswith(".started")]
-    with suppress(outcome.Damaged):
-        found = [outcome.read(batch / name) for name in outcomes]
-        return COPY not in names and all(one is not None and not one.error for one in found)
-    return False
+    def __init__(self, folder: Path, open_: Callable[[], Collection[str]], keep: float) -> None:
+        self._folder, self._open, self._keep = folder, open_, keep
+        self._not_well: set[str] = set()
+
+    def tidy(self) -> None:
+        """Removes what can be removed now; a file system that is away, or a process at work, is left alone."""
+        with suppress(OSError):
+            there = list(self._folder.iterdir())
+            open_ = self._open()  # after the list was made: a batch that began since is not in it
+            for path in there:
+                if path.name.startswith("journal.damaged-"):
+                    if self._is_old(path):
+                        path.unlink(missing_ok=True)
+                elif path.name not in open_ and is_batch(path) and (self._is_old(path) or self._went_well(path)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _is_old(self, path: Path) -> bool:
+        return time.time() - path.stat().st_mtime > self._keep * DAY
+
+    def _went_well(self, batch: Path) -> bool:
+        """Whether all jobs of the batch ended well, and their processes need its files no more."""
+        names = {path.name for path in batch.iterdir()}
+        submitted = [name.removesuffix("_submitted.pkl") for name in names if name.endswith("_submitted.pkl")]
+        is_at_work = COPY in names or not all(f"{identifier}_0_result.pkl" in names for identifier in submitted)
+        if batch.name in self._not_well or not submitted or is_at_work:
+            return False
+        try:
+            begun = [name.removesuffix(".started") for name in names if name.endswith(".started")]
+            found = [outcome.read(batch / f"{name}.json") for name in begun]
+        except outcome.Damaged:
+            found = [None]
+        well = all(one is not None and not one.error for one in found)
+        if not well:
+            self._not_well.add(batch.name)
+        return well

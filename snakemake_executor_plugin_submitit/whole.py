@@ -1,6 +1,7 @@
 """What a job made of which no outcome could be read: whether it is whole, and where it is kept."""
 
 import os
+import time
 from typing import Any
 
 from fusion import record
@@ -24,6 +25,7 @@ def set_aside(job: Any) -> list[str]:
     moved = []
     for path in map(str, () if has_stage(job) else job.output):
         if os.path.exists(path):
-            os.replace(path, f"{path}.lost")
-            moved.append(f"{path}.lost")
+            aside = f"{path}.lost-{time.time_ns()}"
+            os.replace(path, aside)
+            moved.append(aside)
     return moved

@@ -79,6 +79,18 @@ def test_other_words_of_sbatch_are_not_its_id(slurm: Slurm, sandbox: Sandbox) ->
     assert [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]]
 
 
+def test_a_submission_that_was_killed_before_its_end_is_made_again(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", jobs=2, steps=3)
+    sandbox.wrap("sbatch", '"$real" "$@"; touch sent; while true; do sleep 1; done')
+    running = sandbox.start()
+    wait_for((sandbox.folder / "sent").exists, "sbatch", by=running, state=slurm.jobs)
+    running.end()
+    sandbox.wrap("sbatch", "")
+    code, output = sandbox.run()
+    assert code == 0 and "killed before it wrote all of its files: that job is cancelled" in output, output
+    assert [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]]
+
+
 def test_silence_of_slurm_and_its_end_are_said_once_and_what_waits_now_and_then(slurm: Slurm, sandbox: Sandbox) -> None:
     sandbox.rule("count", steps=3, until="go")
     sandbox.rule("facts", resources="runtime=5, mem_mb=100, slurm_extra='--hold'")

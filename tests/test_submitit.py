@@ -18,7 +18,9 @@ from snakemake_executor_plugin_submitit.entries import Place
 from snakemake_executor_plugin_submitit.journal import Journal
 from snakemake_executor_plugin_submitit.life import Life, Patience
 from snakemake_executor_plugin_submitit.lock import Lock, _begin
+from snakemake_executor_plugin_submitit.room import Room
 from snakemake_executor_plugin_submitit.slurm import NOT_NOW, VAGUE, State, is_full, refusal
+from snakemake_executor_plugin_submitit.tidy import Tidying
 from snakemake_executor_plugin_submitit.voice import queue
 
 BATCH = [[("a", "1", "x"), ("b", "2", "x")], [("c", "3", "x")]]
@@ -26,9 +28,9 @@ BATCH = [[("a", "1", "x"), ("b", "2", "x")], [("c", "3", "x")]]
 
 def journal_of_one_batch(folder: Path) -> Journal:
     journal = Journal(folder)
-    (folder / "one.ab").mkdir()
-    journal.submitting("one.ab", BATCH, "slurm")
-    journal.submitted("one.ab", "77")
+    (folder / "one.0123abcd").mkdir()
+    journal.submitting("one.0123abcd", BATCH, "slurm")
+    journal.submitted("one.0123abcd", "77")
     return journal
 
 
@@ -40,8 +42,8 @@ def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
         file.write('{"over": "b')  # the process died here
     journal = Journal(tmp_path, pytest.fail)
     assert journal.places.keys() == {"b", "c"}
-    assert journal.places["b"] == Place("one.ab", task=0, index=1, work="2", inputs="x")
-    assert journal.batches["one.ab"].job_id(journal.places["c"].task) == "77_1"
+    assert journal.places["b"] == Place("one.0123abcd", task=0, index=1, work="2", inputs="x")
+    assert journal.batches["one.0123abcd"].job_id(journal.places["c"].task) == "77_1"
     journal.over("b")
     journal.over("c")
     journal.close()
@@ -52,12 +54,12 @@ def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
 
 def test_a_later_submission_of_an_output_replaces_the_earlier(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    for name, work in {"one.ab": "1", "one.cd": "2"}.items():
+    for name, work in {"one.0123abcd": "1", "one.0123abce": "2"}.items():
         (tmp_path / name).mkdir()
         journal.submitting(name, [[("a", work, "")]], "slurm")
     place = journal.places["a"]
-    assert (place.batch, place.work) == ("one.cd", "2")
-    assert not journal.batches["one.ab"].open
+    assert (place.batch, place.work) == ("one.0123abce", "2")
+    assert not journal.batches["one.0123abcd"].open
     journal.close()
 
 
@@ -67,7 +69,7 @@ def test_a_later_submission_of_an_output_replaces_the_earlier(tmp_path: Path) ->
         (b'{"version": 2, "event": "unknown"}', True),
         (b'{"version": 2, "batch": "gone.123", "id": "5"}', True),
         (b'{"version": 3, "over": "a"}', True),
-        (b'{"version": 2, "batch": "one.ab", "jobs": 7}', True),
+        (b'{"version": 2, "batch": "one.0123abcd", "jobs": 7}', True),
         (b"\0\0\0\0", True),
         (b"\xe4 not UTF-8", True),
         (b"[1, 2]", True),
@@ -82,7 +84,7 @@ def test_a_line_that_says_nothing_is_set_aside_and_named(tmp_path: Path, line: b
     path.write_bytes(line + b"\n" + path.read_bytes())
     told: list[str] = []
     journal = Journal(tmp_path, told.append)
-    assert journal.places.keys() == {"a", "b", "c"} and journal.batches["one.ab"].id == "77"
+    assert journal.places.keys() == {"a", "b", "c"} and journal.batches["one.0123abcd"].id == "77"
     journal.close()
     assert [f"1 lines of {path} cannot be read" in text for text in told] == [True] * known
     kept = [file.read_bytes() for file in tmp_path.glob("journal.damaged-*")]
@@ -93,18 +95,88 @@ def test_a_line_that_says_nothing_is_set_aside_and_named(tmp_path: Path, line: b
 def test_a_batch_whose_line_is_lost_is_known_from_its_folder(tmp_path: Path) -> None:
     journal_of_one_batch(tmp_path).close()
     (tmp_path / "journal.jsonl").write_bytes(b"\0" * 300)
-    (tmp_path / "two.cd").mkdir()  # of this one nothing is left
+    (tmp_path / "two.0123abcf").mkdir()  # of this one nothing is left
     journal = Journal(tmp_path, lambda text: None)
-    assert journal.places["c"] == Place("one.ab", task=1, index=0, work="3", inputs="x")
-    assert journal.batches["one.ab"].id == "" and journal.lost == ["two.cd"]
+    assert journal.places["c"] == Place("one.0123abcd", task=1, index=0, work="3", inputs="x")
+    assert journal.batches["one.0123abcd"].id == "" and journal.lost == ["two.0123abcf"]
     journal.close()
 
 
+def test_of_two_batches_for_an_output_the_later_counts_whichever_is_read_last(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for name in ("one.0123abcd", "one.0123abce"):
+        (tmp_path / name).mkdir()
+        journal.submitting(name, [[("a", "1", "")]], "slurm")
+    journal.close()
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"\0\0\n" + path.read_bytes().split(b"\n", 1)[1])
+    for tell in (lambda text: None, pytest.fail):
+        journal = Journal(tmp_path, tell)
+        assert journal.places["a"].batch == "one.0123abce" and not journal.batches["one.0123abcd"].open
+        journal.close()
+
+
+def test_only_files_of_submissions_are_removed(tmp_path: Path) -> None:
+    well, failed, open_, late = (tmp_path / f"rule.0000000{i}" for i in range(4))
+    for folder in (well, failed, open_, late, tmp_path / "thesis", tmp_path / "other.00000009"):
+        folder.mkdir()
+    for folder in (well, failed, open_, late):
+        for name in ("7_submitted.pkl", "7_0_result.pkl", "0.0.started"):
+            (folder / name).touch()
+        error = "ValueError" if folder == failed else ""
+        outcome.write(folder / "0.0.json", outcome.Outcome(error, "host", 1.0, 2.0, 3.0))
+    (late / "7_0_result.pkl").unlink()  # its process is still at work
+    (tmp_path / "other.00000009/mine.txt").touch()
+    tidying = Tidying(tmp_path, lambda: {open_.name}, keep=10)
+    tidying.tidy()
+    assert not well.exists() and failed.exists() and open_.exists() and late.exists()
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (0, 0))
+    tidying.tidy()
+    assert {folder.name for folder in tmp_path.iterdir()} == {open_.name, "thesis", "other.00000009"}
+
+
+class Queue:
+    """A scheduler with so many jobs of this user."""
+
+    is_slow = True
+
+    def __init__(self, states: dict[str, State]) -> None:
+        self.listed = states
+
+    def states(self, ids: object) -> dict[str, State]:
+        return self.listed
+
+    def in_queue(self) -> int:
+        return len(self.listed)
+
+
+def test_no_more_jobs_than_there_may_be_are_given_at_a_time() -> None:
+    queue = Queue({"1": State("RUNNING", ""), "2": State("COMPLETING", ""), "3": State("COMPLETED", "")})
+    room = Room(queue, most=3, pause=0.0)  # pyright: ignore[reportArgumentType]
+    room.has(["1", "2", "3"])
+    assert room.of(5) == 1
+    room.took(["4"])
+    assert room.of(5) == 0  # the last one is not listed yet
+
+
+def test_a_limit_is_halved_and_is_final_only_where_nothing_is_left_to_wait_for() -> None:
+    queue = Queue({"1": State("RUNNING", "")})
+    room = Room(queue, most=100, pause=0.0)  # pyright: ignore[reportArgumentType]
+    assert room.of(9) == 9 and room.refused(9) and room.of(9) == 4 and room.refused(4) and room.refused(2)
+    assert room.refused(1) and room.refused(1)
+    queue.listed = {}
+    assert room.refused(1) and not room.refused(1)
+
+
 def test_a_journal_of_the_first_version_is_read_and_its_jobs_count_as_changed(tmp_path: Path) -> None:
-    lines = [{"batch": "one.ab", "time": 1.0, "jobs": [[["a", "1"]]]}, {"batch": "one.ab", "id": "77"}]
+    lines = [{"batch": "one.0123abcd", "time": 1.0, "jobs": [[["a", "1"]]]}, {"batch": "one.0123abcd", "id": "77"}]
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     journal = Journal(tmp_path, pytest.fail)
-    assert journal.places["a"] == Place("one.ab", 0, 0, work="", inputs="") and journal.batches["one.ab"].id == "77"
+    assert (
+        journal.places["a"] == Place("one.0123abcd", 0, 0, work="", inputs="")
+        and journal.batches["one.0123abcd"].id == "77"
+    )
     journal.close()
 
 
@@ -212,7 +284,7 @@ def test_the_queue_is_told_in_one_line() -> None:
         (State("PENDING", "PartitionTimeLimit"), False, True),
         (State("PENDING", "QOSMaxGRESPerJob"), False, True),
         (State("PENDING", "BeginTime"), False, False),
-        (State("PREEMPTED", "None"), False, False),  # it is about to be requeued
+        (State("PREEMPTED", "None"), True, False),
         (State("OUT_OF_MEMORY", "OutOfMemory"), True, False),
     ],
 )

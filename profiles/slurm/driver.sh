@@ -8,5 +8,5 @@
 snakemake --profile slurm "$@" &
 main=$!
 # 120 seconds before the limit: Snakemake ends, its jobs go on, and the same command will take them up
-trap 'kill -TERM $main; wait $main; scontrol requeue "$SLURM_JOB_ID"; exit' USR1
+trap 'kill -TERM $main; timeout 60 tail --pid=$main -f /dev/null; scontrol requeue "$SLURM_JOB_ID"; exit' USR1
 wait $main
