@@ -202,8 +202,11 @@ class Submissions:
     def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
         """Submits one job, or one array: a task a bundle. Raises Full or NotNow where that cannot be now."""
         wanted = batches.wanted(bundles[0][0])
-        if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
-            raise NotNow("no GPU is free")
+        try:
+            if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
+                raise NotNow("no GPU is free")
+        except ValueError as error:
+            return self._refuse([job for bundle in bundles for job in bundle], error)
         prepared = [[ready for job in bundle if (ready := self._prepared(job))] for bundle in bundles]
         tasks = [task for task in prepared if task]
         if not tasks:

@@ -98,9 +98,9 @@ def test_silence_of_slurm_and_its_end_are_said_once_and_what_waits_now_and_then(
     sandbox.wrap("squeue", f"test -e away && {{ {away}; }}")
     running = sandbox.start("--submitit-report", "1")
     until_started(slurm, sandbox, running)
-    wait_for(lambda: "the longest waits" in running.output, "a line about the queue", by=running)
-    assert "1 pending (1 JobHeldUser)" in running.output and "1 running" in running.output
-    assert ": facts i=0" in running.output
+    line = "in the queue: 1 pending (1 JobHeldUser), 1 running; the longest waits "
+    wait_for(lambda: line in running.output, "a line about the queue", by=running)
+    assert ": facts i=0" in running.output.partition(line)[2].partition("\n")[0]
     (sandbox.folder / "away").touch()
     until_asked_again(sandbox, running)
     (sandbox.folder / "away").unlink()
