@@ -2,7 +2,8 @@
 
 squeue fails one time in ten, sbatch says one time in twenty that it timed out after it has submitted, the node is
 drained and resumed, and Snakemake is killed and started again every 20 seconds. Prints how many outputs are missing at
-the end, how many jobs ran twice at the same time, and whether anything hung; writes results/soak.json.
+the end, how many jobs ran twice at the same time, whether anything hung, and how many runs of Snakemake failed; writes
+results/soak.json.
 """
 
 import os
@@ -54,13 +55,14 @@ def soak(folder: Path) -> dict[str, Any]:
     sandbox.rule("alone", jobs=JOBS, resources="runtime=5, mem_mb=100", seconds=SECONDS)
     sandbox.wrap("squeue", SQUEUE)
     sandbox.wrap("sbatch", SBATCH)
-    over = Event()
+    over, failed = Event(), 0
     drainer = Thread(target=drain, args=(over,))
     drainer.start()
     began, kills, code = time.monotonic(), 0, None
     try:
         while code != 0 and time.monotonic() - began < LIMIT:
-            running = sandbox.start("--max-jobs-per-timespan", "1000/1s", "--latency-wait", "2")
+            # few at a time, so that sbatch is called often
+            running = sandbox.start("--jobs", "40", "--max-jobs-per-timespan", "1000/1s", "--latency-wait", "2")
             with suppress(subprocess.TimeoutExpired):
                 running.wait(LIFE)
             code = running.poll()
@@ -68,14 +70,15 @@ def soak(folder: Path) -> dict[str, Any]:
                 kills += 1
                 running.end()
             elif code != 0:
+                failed += 1
                 print(running.output[-3000:], flush=True)
     finally:
         over.set()
         drainer.join()
-    return figures(folder, time.monotonic() - began, kills, hung=code != 0)
+    return figures(folder, time.monotonic() - began, kills, failed, hung=code != 0)
 
 
-def figures(folder: Path, seconds: float, kills: int, hung: bool) -> dict[str, Any]:
+def figures(folder: Path, seconds: float, kills: int, failed: int, hung: bool) -> dict[str, Any]:
     """What came out, and what was done to it."""
     runs = [file.read_text().split() for file in (folder / "alone").glob("*.runs")]
     calls = {program: len((folder / f"{program}.calls").read_text().splitlines()) for program in ("squeue", "sbatch")}
@@ -85,9 +88,10 @@ def figures(folder: Path, seconds: float, kills: int, hung: bool) -> dict[str, A
         "lost": bound(lost, at_most=0),
         "twice": bound(sum(words.count("twice") for words in runs), at_most=0),
         "hung": bound(int(hung), at_most=0),
+        "failed": bound(failed, at_most=0),
         "seconds": seconds, "kills": kills, "calls": calls, "jobs_by_starts": dict(sorted(starts.items())),
     }  # fmt: skip
-    told = ", ".join(f"{name} {verdict(found[name])}" for name in ("lost", "twice", "hung"))
+    told = ", ".join(f"{name} {verdict(found[name])}" for name in ("lost", "twice", "hung", "failed"))
     print(f"{JOBS} jobs in {seconds:.0f} s, Snakemake killed {kills} times, {calls}: {told}; starts {dict(starts)}")
     return found
 
