@@ -9,7 +9,7 @@ from pathlib import Path
 from . import outcome
 from .entries import COPY, is_batch
 
-DAY = 86400  # seconds
+DAY, FRESH = 86400, 60  # seconds; a folder that is younger may be of a batch that is being submitted
 
 
 class Tidying:
@@ -35,7 +35,7 @@ class Tidying:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _is_old(self, path: Path) -> bool:
-        return time.time() - path.stat().st_mtime > self._keep * DAY
+        return time.time() - path.stat().st_mtime > max(self._keep * DAY, FRESH)
 
     def _went_well(self, batch: Path) -> bool:
         """Whether all jobs of the batch ended well, and their processes need its files no more."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import waiting
 from cluster import Sandbox
-from tiny import ROOT, command, environment
+from tiny import ROOT, command, environment, snakemake
 
 SHOWN = (
     "from snakemake_executor_plugin_submitit.asked import show_in_dry_runs\nshow_in_dry_runs()\nlocalrules: all, near\n"
@@ -39,6 +39,16 @@ def shown(sandbox: Sandbox, *options: str) -> list[list[str]]:
     run = waiting.run([command(sandbox.folder)[0], *options], cwd=sandbox.folder, env=settings)
     assert run.returncode == 0, run.stdout
     return [line.split() for line in run.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_pages_command_for_a_host_with_a_network_fetches_and_prepares_alone(tmp_path: Path) -> None:
+    found = re.search(r"`snakemake (--cores 2 --until [^`]+)`", (ROOT / "docs/slurm.md").read_text())
+    assert found
+    run = snakemake(tmp_path, "-n", *found[1].split())
+    assert run.returncode == 0, run.output
+    jobs = {line.split()[0] for line in run.output.splitlines() if re.fullmatch(r"\w+ +\d+", line)}
+    assert jobs == {"prepare_task", "prepare_backbone", "total"}, run.output
 
 
 @pytest.mark.slow
