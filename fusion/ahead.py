@@ -18,7 +18,7 @@ def ahead(items: Iterable[Item], depth: int | None = None) -> Iterator[Item]:
     exhausted, closed, or no longer referred to. depth: 0 is without a thread; DEPTH of this device where none is given.
     """
     if depth is None:
-        depth = DEPTH[device().type]
+        depth = DEPTH.get(device().type, 0)
     return _made_ahead(iter(items), depth) if depth else iter(items)
 
 

@@ -3,15 +3,17 @@
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+CPU = torch.device("cpu")
 
 
 def device() -> torch.device:
-    """The GPU if one is visible, else the CPU; the CPU, too, where FUSION_DEVICE=cpu says so."""
-    return torch.device("cuda" if _uses_gpu() else "cpu")
+    """The device that FUSION_DEVICE names, cpu or cuda; without it the GPU if one is visible, else the CPU."""
+    return torch.device(os.environ.get("FUSION_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def require_gpu(count: int) -> None:
@@ -29,8 +31,8 @@ def require_gpu(count: int) -> None:
 
 def precision() -> torch.dtype:
     """bfloat16 where this device computes in it natively, else float32."""
-    if _uses_gpu():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device().type != "cpu":
+        return torch.bfloat16 if device().type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
     return torch.bfloat16 if native else torch.float32
@@ -38,7 +40,7 @@ def precision() -> torch.dtype:
 
 def autocast() -> AbstractContextManager[object]:
     """Matrix products in `precision()`, the rest in float32."""
-    return torch.autocast(device().type, torch.bfloat16, enabled=precision() is torch.bfloat16)
+    return torch.autocast(device().type, torch.bfloat16) if precision() is torch.bfloat16 else nullcontext()
 
 
 def on_device(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -46,10 +48,19 @@ def on_device(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(device()) for name, tensor in tensors.items()}
 
 
+IS_PLAIN = False  # whether the plain formulations, those of other devices, run on the CPU too: a test's affair
+
+
+def compiles(place: torch.device) -> bool:
+    """Whether formulations made for the CPU run there: compiled loops, numpy. The plain ones run anywhere."""
+    return place.type == "cpu" and not IS_PLAIN
+
+
+def generator(place: torch.device, seed: int) -> Generator:
+    """Random numbers that are drawn there: the same for the same seed on the same kind of device."""
+    return Generator(place if place.type == "cuda" else CPU).manual_seed(seed)
+
+
 def onto(place: torch.device, tensor: Tensor) -> Tensor:
     """The same tensor there; a GPU takes it between what it computes, and nobody waits."""
     return tensor.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else tensor.to(place)
-
-
-def _uses_gpu() -> bool:
-    return os.environ.get("FUSION_DEVICE") != "cpu" and torch.cuda.is_available()

@@ -40,7 +40,7 @@ class Merged:
     reads_taus: bool = True  # whether `update` does
 
     def layers(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) for every tensor of the pre-trained model, in its dtype and shape.
+        """(name, tensor) for every tensor of the pre-trained model, in its dtype and shape, on the vectors' device.
 
         dtype: of the floating-point tensors, where not that of the pre-trained model. Raises ValueError naming a
         tensor that is not finite (the merge overflowed or diverged), or a running variance that is negative.
@@ -52,11 +52,11 @@ class Merged:
     def _computed(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
         """What `layers` yields, as it is computed."""
         if self.coordinatewise:
-            with workers(RUNS_AHEAD) as each:
+            with workers(self.vectors.device, RUNS_AHEAD) as each:
                 yield from filter(None, each(lambda job: job(), self._jobs(dtype)))
             return
         budget = Budget(TOGETHER)
-        with workers() as each:
+        with workers(self.vectors.device) as each:
             yield from each(partial(self._tensor, dtype, budget), self.vectors.pretrained.items())
 
     def _jobs(self, dtype: torch.dtype | None) -> Iterator[Callable[[], tuple[str, Tensor] | None]]:
@@ -81,9 +81,9 @@ class Merged:
     def _new(self, name: str, theta0: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Room for the merged tensor; of integers, which all models must share, the tensor itself."""
         if theta0.is_floating_point():
-            return torch.empty(theta0.shape, dtype=dtype or theta0.dtype, device=theta0.device)
+            return torch.empty(theta0.shape, dtype=dtype or theta0.dtype, device=self.vectors.device)
         self.vectors.check_equal(name, theta0)
-        return theta0.clone()
+        return theta0.to(self.vectors.device, copy=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors, in memory."""

@@ -23,14 +23,15 @@ class Map(Protocol):
 
 
 @contextmanager
-def workers(ahead: int = AHEAD) -> Iterator[Map]:
+def workers(place: torch.device, ahead: int = AHEAD) -> Iterator[Map]:
     """A `map` in the order of its items: one thread a core that torch uses, each with one core of its own.
 
     A piece that fits in a core's cache gains nothing from torch's own threads. The results do not depend on
-    the number of threads; `ahead` items a thread are worked on ahead, so that few wait in memory.
+    the number of threads; `ahead` items a thread are worked on ahead, so that few wait in memory. place: where the
+    items are computed; a GPU has its own threads, and gets its work from this one alone.
     """
     count = torch.get_num_threads()
-    if count == 1:
+    if count == 1 or place.type != "cpu":
         yield map
         return
     torch.set_num_threads(1)  # also of this thread: the cores are taken, and threads that wait for theirs spin
@@ -72,6 +73,8 @@ class Budget:
                 self._changed.notify_all()
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite: one pass for a sum, and a closer look where that is not finite."""
-    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether no element of tensors of one type is NaN or infinite: one pass for sums, and a closer look where one
+    is not finite."""
+    sums = torch.stack([tensor.sum() for tensor in tensors])
+    return bool(torch.isfinite(sums).all()) or all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -72,7 +72,7 @@ def _sums(a: Tensor, b: Tensor) -> list[float]:
         x, y = one[start : start + RUN].double(), two[start : start + RUN].double()
         return torch.stack([x @ x, y @ y, x @ y, (y - x) @ (y - x)])
 
-    with workers() as each:
+    with workers(a.device) as each:
         for found in each(of_run, range(0, one.numel(), RUN)):
             total += found
     return total.tolist()

@@ -1,15 +1,20 @@
-"""Exact order statistics of task vectors that are larger than memory."""
+"""Exact order statistics of task vectors that are larger than memory.
+
+Two passes count bits and find the statistic wherever it is, on any device (`_radix_select`). On the CPU one pass
+mostly does: that over the coordinates near a guess (`_bracketed`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fusion.compiled import BLOCK, compiled
+from fusion.device import compiles
 
 if TYPE_CHECKING:
     from fusion.vectors import Layer, TaskVectors
@@ -18,14 +23,20 @@ if TYPE_CHECKING:
 def magnitude_thresholds(taus: TaskVectors, density: float) -> Tensor:
     """The k-th largest |τ_t| over all coordinates, k = ⌊density · P⌋, exact, as (T,) float32.
 
-    Infinite where k = 0. A sample brackets each threshold, and one pass over the models counts the coordinates above
-    the bracket and gathers those in it. Should the threshold not be there, two passes find it wherever it is.
+    Infinite where k = 0. On the CPU a sample brackets each threshold, and one pass over the models counts the
+    coordinates above the bracket and gathers those in it. Should the threshold not be there, and on a GPU, two passes
+    find it wherever it is.
     """
     keep = kept(density, taus.count())
     if keep == 0:
-        return torch.full((len(taus),), torch.inf)
-    found = _bracketed(taus, keep)
+        return torch.full((len(taus),), torch.inf, device=taus.device)
+    found = _bracketed(taus, keep) if compiles(taus.device) else None
     return _radix_select(taus, keep) if found is None else found
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest magnitude, 0 of an empty tensor; the host waits for it."""
+    return torch.stack(tensor.aminmax()).abs().amax().item() if tensor.numel() else 0.0
 
 
 def kept(density: float, count: int) -> int:
@@ -35,7 +46,6 @@ def kept(density: float, count: int) -> int:
 
 STRIDE = 251  # of the sample; prime, or it would be of a few columns of each matrix
 MOST = 1 / 16  # of the coordinates gathered in brackets: more are few values repeated, which are counted instead
-Counts = list[tuple[Any, np.ndarray]]  # per task: keys, and how often each occurs
 
 
 def _bracketed(taus: TaskVectors, keep: int) -> Tensor | None:
@@ -65,7 +75,7 @@ def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, int, n
 
     No values where the bracket is of one, which may be that of most coordinates.
     """
-    larger, values = _count(tau.to(torch.float32).cpu().numpy(), low, high)
+    larger, values = _count(tau.to(torch.float32).numpy(), low, high)
     return larger, len(values), values[:0].copy() if low == high else values
 
 
@@ -95,7 +105,7 @@ def _count(tau: np.ndarray, low: np.float32, high: np.float32) -> tuple[int, np.
 
 def _magnitudes(tau: Tensor) -> np.ndarray:
     """|τ_t| of one run, in float32: (c,)."""
-    return tau.to(torch.float32).abs().cpu().numpy()
+    return tau.to(torch.float32).abs().numpy()
 
 
 def _largest(k: int, count: int, found: list[np.ndarray], bracket: np.ndarray) -> float | None:
@@ -109,47 +119,31 @@ def _largest(k: int, count: int, found: list[np.ndarray], bracket: np.ndarray) -
 
 def _radix_select(taus: TaskVectors, keep: int) -> Tensor:
     """The k-th largest |τ_t|, (T,): its upper 16 bits, and then the lower 16 of the coordinates that share those."""
-    upper, above = _select(_histogram(taus, _upper, 1 << 15), [keep] * len(taus))
-    rest = [keep - n for n in above]
-    lower, _ = _select(_histogram(taus, lambda run: _lower(run, upper), 1 << 16), rest)
-    bits = [(u << 16) | v for u, v in zip(upper, lower, strict=True)]
-    return torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    rank = torch.full((len(taus),), keep, device=taus.device)
+    upper, above = _select(_histogram(taus, lambda bits: (bits >> 16, torch.ones_like(bits)), 1 << 15), rank)
+
+    def lower_half(bits: Tensor) -> tuple[Tensor, Tensor]:
+        return bits & 0xFFFF, (bits >> 16 == upper[:, None]).to(bits)
+
+    lower, _ = _select(_histogram(taus, lower_half, 1 << 16), rank - above)
+    return (upper << 16 | lower).to(torch.int32).view(torch.float32)
 
 
-def _histogram(taus: TaskVectors, count: Callable[[Layer], Counts], keys: int) -> Tensor:
-    """How often every key occurs in all runs: (T, keys) int64."""
-    histogram = np.zeros((len(taus), keys), dtype=np.int64)
-    for found in taus.visit(count):
-        for total, (where, times) in zip(histogram, found, strict=True):
-            total[where] += times
-    return torch.from_numpy(histogram)
+def _histogram(taus: TaskVectors, count: Callable[[Tensor], tuple[Tensor, Tensor]], keys: int) -> Tensor:
+    """How often every key occurs in all runs, (T, keys) int64; count: the bits of a run -> keys and how often each
+    counts, (T, c) int64."""
+
+    def of_run(run: Layer) -> Tensor:
+        magnitudes = run.taus.reshape(len(run.taus), -1).to(torch.float32).abs()
+        bits = magnitudes.view(torch.int32).long()  # of the same order as the numbers
+        return bits.new_zeros(len(bits), keys).scatter_add_(1, *count(bits))
+
+    return taus.reduce(of_run, len(taus), keys)
 
 
-def _bits(run: Layer) -> np.ndarray:
-    """|τ| as integers of the same order: (T, c) int32."""
-    return run.taus.to(torch.float32).view(torch.int32).bitwise_and(0x7FFFFFFF).cpu().numpy()
-
-
-def _upper(run: Layer) -> Counts:
-    """The upper 16 bits, of which the first is zero: few of the possible values occur, in one range."""
-    found: Counts = []
-    for bits in _bits(run) >> 16:
-        least = int(bits.min())
-        times = np.bincount(bits - least)
-        found.append((slice(least, least + len(times)), times))
-    return found
-
-
-def _lower(run: Layer, upper: list[int]) -> Counts:
-    """The lower 16 bits of those that have these upper bits."""
-    near = (bits[(bits >> 16) == u] & 0xFFFF for bits, u in zip(_bits(run), upper, strict=True))
-    return [np.unique(values, return_counts=True) for values in near]
-
-
-def _select(histogram: Tensor, keep: list[int]) -> tuple[list[int], list[int]]:
-    """Per task, the key of its k-th largest coordinate, and how many coordinates have a larger one."""
-    assert histogram.dtype == torch.int64  # float32 counts up to 2²⁴
+def _select(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Per task, the key of its k-th largest coordinate, k = rank, and how many coordinates have a larger one: (T,)."""
     at_least = histogram.flip(1).cumsum(1).flip(1)  # (T, keys): coordinates whose key is at least this one
-    found = (at_least >= torch.tensor(keep)[:, None]).sum(1) - 1  # at_least falls: the last key that has enough
-    above = at_least.gather(1, found[:, None])[:, 0] - histogram.gather(1, found[:, None])[:, 0]
-    return found.tolist(), above.tolist()
+    found = (at_least >= rank[:, None]).sum(1, keepdim=True) - 1  # at_least falls: the last key that has enough
+    above = at_least.gather(1, found) - histogram.gather(1, found)
+    return found[:, 0], above[:, 0]

@@ -1,7 +1,8 @@
 """Task vectors: the only algebra of parameters in this package, streamed layer by layer.
 
 τ_t = θ_t − θ0 for tasks t = 1..T. A layer is one named tensor, a run a piece of a layer that fits in a core's
-cache. Nothing here keeps more than one layer of all tasks in memory, and θ0 is never modified.
+cache. Nothing here keeps more than one layer of all tasks in memory, and θ0 is never modified. All is computed on
+one device, where a method finds its layers and leaves what it makes of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fusion import thresholds
+from fusion.checkpoint import Shaped
+from fusion.device import CPU
 from fusion.fitting import fitting, not_finite, require_wide, where
 from fusion.merged import Change, Merged, TaskModels
 from fusion.parallel import RUNS_AHEAD, is_finite, workers
@@ -19,6 +22,7 @@ from fusion.parallel import RUNS_AHEAD, is_finite, workers
 __all__ = ["Change", "Layer", "Merged", "NotApplicable", "TaskModels", "TaskVectors"]
 
 RUN = 1 << 21  # numbers in the task vectors of one run, 8 MB of them
+RUN_ELSEWHERE = 1 << 25  # the same on a GPU, which takes as long to be told of a small run as to compute it
 
 
 class NotApplicable(ValueError):
@@ -38,20 +42,32 @@ class TaskVectors:
     """The task vectors of T models fine-tuned from one pre-trained model.
 
     pretrained: named tensors; finetuned: T mappings with the same names and shapes. Any mapping will do, a
-    `state_dict()` too; a `fusion.checkpoint.Checkpoint` reads from disk only what is asked for.
+    `state_dict()` too; a `fusion.checkpoint.Checkpoint` reads from disk only what is asked for. device: where all is
+    computed, and merged tensors are; where the pre-trained tensors are unless given.
     ValueError names the tensor and both sides if one is missing, extra, of another shape, integer against float, or
     not finite; and says what to pass in place of what is no mapping.
     """
 
-    def __init__(self, pretrained: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self,
+        pretrained: Mapping[str, Tensor],
+        finetuned: Sequence[Mapping[str, Tensor]],
+        device: torch.device | str | None = None,
+    ) -> None:
         self.pretrained, self.finetuned, self._are_deltas = pretrained, fitting(pretrained, finetuned), False
+        self.device = torch.device(device) if device is not None else device_of(pretrained)
         self._count = len(self.finetuned)
         self._changes: tuple[tuple[Change, bool], ...] = ()
 
     @classmethod
-    def of_deltas(cls, pretrained: Mapping[str, Tensor], deltas: Sequence[Mapping[str, Tensor]]) -> "TaskVectors":
+    def of_deltas(
+        cls,
+        pretrained: Mapping[str, Tensor],
+        deltas: Sequence[Mapping[str, Tensor]],
+        device: torch.device | str | None = None,
+    ) -> "TaskVectors":
         """The task vectors given as such: deltas[t][name] is τ_t, exact where θ0 + τ_t would round it."""
-        vectors = cls(pretrained, deltas)
+        vectors = cls(pretrained, deltas, device)
         vectors._are_deltas = True
         return vectors
 
@@ -65,7 +81,7 @@ class TaskVectors:
         coordinatewise: `change` takes any run of coordinates as well as a layer, and is then given runs, in
         parallel. count: the number of task vectors that it returns, where that is not T.
         """
-        vectors = TaskVectors(self.pretrained, self.finetuned)
+        vectors = TaskVectors(self.pretrained, self.finetuned, self.device)
         vectors._are_deltas = self._are_deltas
         vectors._changes = (*self._changes, (change, coordinatewise))
         vectors._count = count or len(self)
@@ -85,7 +101,7 @@ class TaskVectors:
 
         stride: read but one coordinate in so many, of every layer: a sample, in which a random change draws anew.
         """
-        with workers(RUNS_AHEAD) as each:
+        with workers(self.device, RUNS_AHEAD) as each:
             yield from each(lambda run: read(run()), self._all_runs(stride))
 
     def _all_runs(self, stride: int) -> Iterator[Callable[[], Layer]]:
@@ -99,7 +115,7 @@ class TaskVectors:
         total = None
         for found in self.visit(read):
             total = found if total is None else total.add_(found)
-        return torch.zeros(shape) if total is None else total
+        return torch.zeros(shape, device=self.device) if total is None else total
 
     def map(
         self,
@@ -120,7 +136,10 @@ class TaskVectors:
         return Merged(self, update, diagnostics or {}, scaling, coordinatewise, parts)
 
     def magnitude_thresholds(self, density: float) -> Tensor:
-        """The k-th largest |τ_t| over all coordinates, k = ⌊density · P⌋, exact, as (T,) float32; inf where k = 0."""
+        """The k-th largest |τ_t| over all coordinates, k = ⌊density · P⌋, exact, as (T,) float32; inf where k = 0.
+
+        They are on the device of the task vectors.
+        """
         return thresholds.magnitude_thresholds(self, density)
 
     def count(self) -> int:
@@ -131,7 +150,7 @@ class TaskVectors:
         """The layer's runs in order, each computed when it is called: by a worker, where no change needs it whole."""
         if all(coordinatewise for _, coordinatewise in self._changes):
             models = [model[name].detach().reshape(-1) for model in self.finetuned]
-            length = run_length(len(models)) * stride
+            length = run_length(len(models), self.device) * stride
             for start in range(0, theta0.numel(), length):
                 place = slice(start, start + length, stride)
                 yield partial(self._run, name, theta0.reshape(-1)[place], [model[place] for model in models], start)
@@ -162,18 +181,18 @@ class TaskVectors:
 
     def start(self, name: str, theta0: Tensor) -> Layer:
         """The layer of that name without task vectors: nothing is read but theta0, the pre-trained tensor."""
-        wide = theta0.to(torch.promote_types(theta0.dtype, torch.float32))
+        wide = theta0.to(self.device, torch.promote_types(theta0.dtype, torch.float32))
         return Layer(name, wide, wide.new_empty((0, *wide.shape)))
 
     def _read(self, name: str, theta0: Tensor, models: list[Tensor]) -> Layer:
         for model, tensor in zip((self.pretrained, *self.finetuned), (theta0, *models), strict=True):
             require_wide(name, tensor, model)
         dtype = torch.promote_types(theta0.dtype, torch.float32)
-        start = theta0.to(dtype)
-        taus = torch.empty((len(models), *theta0.shape), dtype=dtype, device=theta0.device)
+        start = theta0.to(self.device, dtype)
+        taus = torch.empty((len(models), *theta0.shape), dtype=dtype, device=self.device)
         for tau, model in zip(taus, models, strict=True):
-            tau.copy_(model) if self._are_deltas else torch.sub(model, start, out=tau)
-        if not (is_finite(taus) and is_finite(start)):
+            tau.copy_(model) if self._are_deltas else torch.sub(model.to(self.device), start, out=tau)
+        if not is_finite(taus, start):
             raise not_finite(name, self.pretrained, self.finetuned)
         return Layer(name, start, taus)
 
@@ -182,22 +201,27 @@ class TaskVectors:
         if name.endswith("num_batches_tracked"):
             return
         for model in () if self._are_deltas else self.finetuned:
-            if not torch.equal(model[name], theta0):
+            if not torch.equal(model[name].to(theta0.device), theta0):
                 raise ValueError(
                     f"tensor {name!r} is {theta0.dtype} and differs between {where(self.pretrained)} and "
                     f"{where(model)}; what is no float must agree, for it cannot be merged"
                 )
 
 
-def run_length(tasks: int) -> int:
-    """The number of coordinates of one run of so many task vectors."""
-    return max(1, RUN // tasks)
+def device_of(tensors: Mapping[str, Tensor]) -> torch.device:
+    """Where named tensors are, by the first; those of a file are on the CPU."""
+    return CPU if isinstance(tensors, Shaped) else next((tensors[name].device for name in tensors), CPU)
+
+
+def run_length(tasks: int, place: torch.device) -> int:
+    """The number of coordinates of one run of so many task vectors on a device."""
+    return max(1, (RUN if place == CPU else RUN_ELSEWHERE) // tasks)
 
 
 def _split(layer: Layer) -> Iterator[Layer]:
     """The layer in runs."""
     theta0, taus = layer.pretrained.reshape(-1), layer.taus.reshape(len(layer.taus), -1)
-    length = run_length(len(taus))
+    length = run_length(len(taus), taus.device)
     for start in range(0, theta0.numel(), length):
         place = slice(start, start + length)
         yield Layer(layer.name, theta0[place], taus[:, place], start)

@@ -33,6 +33,11 @@ CONTENT: dict[str, str] = {
     "knots dare": "draws are seeded with the bytes of coordinates",
     "core_space dare": "draws are seeded with the bytes of coordinates",
 }
+# The host waits for every evaluation of a loss.
+SEARCHES: dict[str, str] = {
+    "greedy_task_arithmetic": "it chooses the scaling of the least loss after every task",
+    "lorahub": "it chooses the next coefficients by the loss of the last",
+}
 # How many models (at least, at most) an algorithm merges, where that is not one or more.
 TASKS: dict[str, tuple[int, int]] = {
     "slerp": (2, 2),

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.testing import assert_close
 
 from fusion import methods
+from fusion.device import CPU
 from fusion.methods.della import keep_probabilities
 from fusion.vectors import NotApplicable, TaskVectors, run_length
 
@@ -83,7 +84,7 @@ def ties_of_the_paper(taus: Tensor, density: float) -> Tensor:
 
 
 def test_ties_on_more_than_one_run_agrees_with_the_formula_on_flattened_models() -> None:
-    size = run_length(3) + 5
+    size = run_length(3, CPU) + 5
     taus = torch.randn(3, size, generator=Generator().manual_seed(0))
     found = merged("ties", TaskVectors({"w": torch.zeros(size)}, [{"w": tau} for tau in taus]))
     assert_close(found, ties_of_the_paper(taus, 0.2))
@@ -130,7 +131,7 @@ def test_dare_gives_a_task_the_same_draws_wherever_it_stands() -> None:
     assert all(torch.equal(there[name], back[name].flip(0)) for name in there)
 
 
-@pytest.mark.parametrize("size", [run_length(2) + 3, 2 * run_length(2), 5])
+@pytest.mark.parametrize("size", [run_length(2, CPU) + 3, 2 * run_length(2, CPU), 5])
 def test_dare_is_the_same_read_by_layers_and_by_runs(size: int) -> None:
     draws = torch.randn(2, size, generator=Generator().manual_seed(2))
     taus = TaskVectors({"w": torch.zeros(size)}, [{"w": draw} for draw in draws])

@@ -11,6 +11,7 @@ from fusion.methods._draws import new_seed
 from fusion.methods._spectrum import single_threaded
 from fusion.methods.dare import drop
 from fusion.methods.ties import elect, layer_thresholds
+from fusion.thresholds import largest
 from fusion.vectors import Layer, Merged, TaskVectors
 
 ROUNDING = 1e-6  # of the largest coordinate
@@ -83,8 +84,7 @@ def _thresholds(taus: TaskVectors, align: Callable[[Tensor], Aligned], density: 
 
 def _without_rounding(coordinates: Tensor) -> Tensor:
     """C (T, k, l), in place, with zeros for what is zero but for rounding: a task's zero must not agree to a sign."""
-    if coordinates.numel():
-        limit = ROUNDING * max(one.abs().amax().item() for one in coordinates)
-        for one in coordinates:
-            torch.hardshrink(one, limit, out=one)
+    limit = ROUNDING * largest(coordinates)
+    for one in coordinates:
+        torch.hardshrink(one, limit, out=one)
     return coordinates

@@ -4,15 +4,21 @@ A full SVD is mostly work that no method needs: `leading` finds the first triple
 the eigenvectors of the Gram matrix MᵀM of the short side, and of these only what its rounding leaves exact: singular
 values within STRONG of the largest. The rest of M, which the other eigenvectors span, starts anew with a largest
 singular value of its own, so that small singular values are as exact as a full SVD has them.
+
+On a GPU, which waits for every decision of the host, matrices of one shape are solved together and without one: by
+the Gram matrix in float64 (`_exact`), with zeros in place of the triples that are rounding.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial, wraps
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from fusion.device import compiles
+from fusion.parallel import workers
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +58,16 @@ class Triples(NamedTuple):
         """At most `count` of them."""
         return Triples(self.u[:, :count], self.s[:count], self.v[:, :count])
 
+    def only(self, real: Tensor) -> "Triples":
+        """Those that are real, (k,) bool; on a GPU zeros stand in place of the others."""
+        if compiles(self.s.device):
+            return Triples(self.u[:, real], self.s[real], self.v[:, real])
+        return Triples(*(torch.where(real, part, 0) for part in self))
+
+    def counted(self) -> "Triples":
+        """Without those that are zero; the host waits for their number."""
+        return self if compiles(self.s.device) else self.first(int((self.s > 0).sum()))
+
 
 @single_threaded
 def svd(matrix: Tensor) -> Triples:
@@ -60,6 +76,8 @@ def svd(matrix: Tensor) -> Triples:
     σ below 4 √max(m, n) · ε · σ_1 is rounding and left out. Falls back to float64 if float32 does not converge.
     Raises ValueError where σ overflows.
     """
+    if not compiles(matrix.device):
+        return _exact(matrix, min(matrix.shape))
     try:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     except RuntimeError:  # torch.linalg.LinAlgError is one
@@ -73,6 +91,8 @@ def svd(matrix: Tensor) -> Triples:
 @single_threaded
 def leading(matrix: Tensor, count: int) -> Triples:
     """The at most `count` leading triples of those that `svd` finds, one or more asked for."""
+    if not compiles(matrix.device):
+        return _exact(matrix, count)
     if matrix.shape[0] < matrix.shape[1]:
         u, s, v = leading(matrix.T, count)
         return Triples(v, s, u)
@@ -83,9 +103,28 @@ def leading(matrix: Tensor, count: int) -> Triples:
     return found._replace(s=_require_finite(scale * found.s, matrix))
 
 
+def each_leading(matrices: Iterable[Tensor], count: int, like: Tensor) -> Iterator[Triples]:
+    """`leading` of matrices of one shape (m, n), by a thread a core, or all at once on a GPU: where `like` is."""
+    if compiles(like.device):
+        with workers(like.device) as each:
+            yield from each(partial(leading, count=count), matrices)
+    else:
+        yield from map(Triples, *_exact(torch.stack(list(matrices)), count))
+
+
+def each_svd(matrices: Tensor) -> Iterator[Triples]:
+    """`svd` of each matrix of (T, m, n), on a GPU of all at once."""
+    if compiles(matrices.device):
+        return map(svd, matrices)
+    return map(Triples, *_exact(matrices, min(matrices.shape[1:])))
+
+
 @single_threaded
 def polar(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns (rows if it is wide), PQᵀ of the SVD P D Qᵀ: (m, k) -> (m, k)."""
+    if not compiles(matrix.device):
+        u, _, v = _exact(matrix, min(matrix.shape))
+        return u @ v.mT
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.T).T
     found = _fast(_polar, matrix, _largest(matrix))
@@ -101,7 +140,27 @@ def rounding(matrix: Tensor) -> float:
     Entries with rounding errors ε of their size have a norm of about √n ε; a few of those, not n ε as is usual for
     a safe rank, which one random square matrix of 768 rows in ten has a real singular value below.
     """
-    return 4 * max(matrix.shape) ** 0.5 * torch.finfo(matrix.dtype).eps
+    return 4 * max(matrix.shape[-2:]) ** 0.5 * torch.finfo(matrix.dtype).eps
+
+
+def _exact(matrices: Tensor, count: int) -> Triples:
+    """The `count` leading triples of every matrix (..., m, n), zeros where they are rounding; nothing is decided.
+
+    In float64 the Gram matrix knows σ from 1e-8 of σ_1 on, more than float32 does of a task vector.
+    """
+    if matrices.shape[-2] < matrices.shape[-1]:
+        u, s, v = _exact(matrices.mT, count)
+        return Triples(v, s, u)
+    wide = matrices.double()
+    vectors = torch.linalg.eigh(wide.mT @ wide).eigenvectors
+    v = vectors[..., -count:].flip(-1) if count else vectors[..., :0]
+    u = wide @ v
+    s = torch.linalg.vector_norm(u, dim=-2)
+    real = s > max(rounding(matrices), 1e-7) * s[..., :1]
+    found = Triples(torch.where(real[..., None, :], u / s[..., None, :], 0), torch.where(real, s, 0), v)
+    _require_finite(found.s.to(matrices.dtype), matrices)
+    found = found._replace(v=torch.where(real[..., None, :], v, 0))
+    return Triples(*(part.to(matrices.dtype) for part in found))
 
 
 def _fast(find: Callable[[Tensor], Found], matrix: Tensor, scale: Tensor) -> Found | None:

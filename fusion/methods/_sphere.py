@@ -1,8 +1,8 @@
 """Means on a sphere, from the inner products of the points alone.
 
 Every such mean is Σ_t c_t x_t, and its coefficients c follow from the T × T inner products ⟨x_s, x_t⟩: a layer is
-read twice, in runs, and all else is arithmetic on T numbers in float64. The points x_t are the task vectors τ_t
-(the sphere is centred on θ0) or the weights θ_t = θ0 + τ_t themselves (centred on zero).
+read twice, in runs, and all else is arithmetic on T numbers in float64, on the CPU wherever the layer is. The points
+x_t are the task vectors τ_t (the sphere is centred on θ0) or the weights θ_t = θ0 + τ_t themselves (centred on zero).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def combine(taus: TaskVectors, origin: str, coefficients: Coefficients) -> Merge
 
 
 def _combine(origin: str, coefficients: Coefficients, layer: Layer) -> Tensor:
-    found = coefficients(inner_products(layer, origin))
+    found = coefficients(inner_products(layer, origin)).to(layer.taus.device)
     runs = [found @ taus for _, taus in _runs(layer)]
     if origin == "zero":  # Σ c_t θ_t = θ0 + Σ c_t τ_t + (Σ c_t − 1) θ0, without subtracting near-equal weights
         runs = [run + (found.sum() - 1) * start for run, (start, _) in zip(runs, _runs(layer), strict=True)]
@@ -32,12 +32,12 @@ def _combine(origin: str, coefficients: Coefficients, layer: Layer) -> Tensor:
 
 
 def inner_products(layer: Layer, origin: str) -> Tensor:
-    """⟨x_s, x_t⟩ of one layer in float64, where 1e30 has a square: (T, T)."""
+    """⟨x_s, x_t⟩ of one layer in float64, where 1e30 has a square: (T, T), on the CPU."""
     total = torch.zeros(len(layer.taus), len(layer.taus), dtype=torch.float64, device=layer.taus.device)
     for start, taus in _runs(layer):
         points = taus + start if origin == "zero" else taus
         total += points @ points.T
-    return total
+    return total.cpu()
 
 
 def cosines(products: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +81,7 @@ def _norm(coefficients: Tensor, cosine: Tensor) -> Tensor:
 
 def _runs(layer: Layer) -> Iterator[tuple[Tensor, Tensor]]:
     """θ0 (c,) and τ (T, c) in float64, in runs that fit in a core's cache; one empty run of an empty layer."""
-    most = max(1, run_length(len(layer.taus)) // 8)  # twice the bytes, and for every task its own
+    most = max(1, run_length(len(layer.taus), layer.taus.device) // 8)  # twice the bytes, and for every task its own
     size = layer.pretrained.numel()
     start, taus = layer.pretrained.reshape(size), layer.taus.reshape(len(layer.taus), size)
     for first in range(0, max(size, 1), most):

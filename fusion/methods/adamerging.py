@@ -70,6 +70,11 @@ def parameters(layers: list[Layer], coefficients: Tensor, combine: Combine) -> d
     return {layer.name: combine(layer, rows[layer.name]) for layer in layers}
 
 
+def as_numbers(values: list[Tensor]) -> list[float]:
+    """Scalars of one device as numbers, for all of which the host waits once."""
+    return torch.stack(values).tolist() if values else []
+
+
 def learn_coefficients(
     layers: list[Layer],
     objective: Objective,
@@ -88,9 +93,9 @@ def learn_coefficients(
         (coefficients.grad,) = torch.autograd.grad(loss, [coefficients])
         optimizer.step()
         coefficients.data.clamp_(0, 1)
-        losses.append(loss.item())
+        losses.append(loss.detach())
     found = coefficients.detach()
     at_bounds = int(((found == 0) | (found == 1)).sum())
     names = ["all"] if granularity == "task" else [layer.name for layer in layers]
     rows = dict(zip(names, found.reshape(len(names), -1).tolist(), strict=True))
-    return found, {"coefficients": rows, "coefficients_at_bounds": at_bounds, "entropy": losses}
+    return found, {"coefficients": rows, "coefficients_at_bounds": at_bounds, "entropy": as_numbers(losses)}

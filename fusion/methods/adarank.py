@@ -20,8 +20,8 @@ import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Density, Rate, Scaling, Steps, Temperature
-from fusion.methods._spectrum import svd
-from fusion.methods.adamerging import by_layer, start, weighted_sum
+from fusion.methods._spectrum import each_svd
+from fusion.methods.adamerging import as_numbers, by_layer, start, weighted_sum
 from fusion.objectives import Objective
 from fusion.vectors import Layer, Merged, TaskVectors
 
@@ -72,10 +72,11 @@ def adarank(
 
 def decompose(taus: Tensor) -> Components:
     """The singular triples of one layer: (T, m, n) -> K of them."""
-    triples = [svd(tau) for tau in taus]
+    triples = list(each_svd(taus))
     u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
-    task = torch.cat([torch.full((len(one),), t) for t, (_, one, _) in enumerate(triples)])
-    return Components(u, s, v, task.to(u.device))
+    task = torch.cat([torch.full_like(one, t, dtype=torch.int64) for t, (_, one, _) in enumerate(triples)])
+    real = s.nonzero()[:, 0]
+    return Components(u[:, real], s[real], v[:, real], task[real])
 
 
 def first_logits(parts: Components, tasks: int, density: float) -> Tensor:
@@ -121,10 +122,10 @@ def learn(
         for value, gradient in zip(learned, gradients, strict=True):
             value.grad = gradient
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.detach())
     for value in learned:
         value.requires_grad_(False)
-    return losses
+    return as_numbers(losses)
 
 
 def ranks(found: dict[str, Components], gates: dict[str, Tensor], tasks: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from fusion.device import compiles
 from fusion.hyperparameters import Density, Fraction
 from fusion.thresholds import kept
 from fusion.vectors import Layer, TaskVectors
@@ -52,6 +53,10 @@ def middle(rows: Tensor, density: float, outliers: float) -> Tensor:
     top = size - 1 - min(kept(outliers, size), size - keep)  # places in rising order
     ends = [top - keep + 1, top]
     magnitudes = rows.abs()
-    bounds = torch.from_numpy(np.partition(magnitudes.cpu().numpy(), ends, axis=1)[:, ends]).to(rows)
-    inside = magnitudes.ge(bounds[:, :1]) & magnitudes.le(bounds[:, 1:])
+    if compiles(rows.device):
+        ordered = torch.from_numpy(np.partition(magnitudes.numpy(), ends, axis=1))
+    else:
+        ordered = magnitudes.sort(dim=1).values
+    low, high = (ordered[:, end, None] for end in ends)
+    inside = magnitudes.ge(low) & magnitudes.le(high)
     return torch.where(inside, rows, 0)

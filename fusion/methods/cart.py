@@ -9,7 +9,7 @@ import math
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Density, Scaling
-from fusion.methods._spectrum import leading, single_threaded
+from fusion.methods._spectrum import each_leading, single_threaded
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -27,8 +27,7 @@ def cart(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0, rank_frac
             return mean
         count = max(1, math.ceil(rank_fraction * min(mean.shape) - 1e-6))  # 0.28 · 25 = 7.000…1
         found = mean.clone()
-        for tau in layer.taus:
-            u, s, v = leading(tau - mean, count)
+        for u, s, v in each_leading((tau - mean for tau in layer.taus), count, mean):
             found += scaling * (u * s) @ v.T
         return found
 

@@ -22,9 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusion.hyperparameters import Rate, Scaling, Steps, Temperature
 from fusion.methods._mask import draw, rescale, sample, to_logits
-from fusion.methods.adamerging import Combine, by_layer, learn_coefficients, start, weighted_sum
+from fusion.methods.adamerging import Combine, as_numbers, by_layer, learn_coefficients, start, weighted_sum
 from fusion.objectives import Objective
-from fusion.vectors import Layer, Merged, TaskVectors
+from fusion.vectors import Layer, Merged, TaskVectors, device_of
 
 Masks = dict[str, Tensor]  # by layer name: (*shape)
 
@@ -132,7 +132,8 @@ def learn_mask(
     logits: Masks, objective: Objective, step: Step, rng: Generator, temperature: float, steps: int, lr: float
 ) -> list[float]:
     """The outer losses; `logits` are optimised in place by Adam."""
-    optimizer = torch.optim.Adam(logits.values(), lr=lr, fused=True)
+    is_fused = device_of(logits).type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(logits.values(), lr=lr, fused=is_fused)
     masks = {name: torch.empty_like(x, requires_grad=True) for name, x in logits.items()}
     losses = []
     for _ in range(steps):
@@ -142,8 +143,8 @@ def learn_mask(
         for (name, x), slope in zip(logits.items(), slopes, strict=True):
             x.grad = None if slope is None else to_logits(slope, masks[name], means[name], temperature)
         optimizer.step()
-        losses.append(loss.item())
-    return losses
+        losses.append(loss.detach())
+    return as_numbers(losses)
 
 
 def under(masks: Masks) -> Combine:
@@ -166,7 +167,7 @@ def evaluate(logits: Tensor, kind: str, temperature: float, rng: Generator) -> T
 def densities(logits: Masks) -> dict[str, Any]:
     """The expected fraction of coordinates kept, σ(x), in all and by layer."""
     expected = {name: x.detach().sigmoid() for name, x in logits.items()}
-    kept = {name: mask.sum().item() for name, mask in expected.items()}
+    kept = dict(zip(expected, as_numbers([mask.sum() for mask in expected.values()]), strict=True))
     return {
         "density": sum(kept.values()) / max(1, sum(mask.numel() for mask in expected.values())),
         "density_by_layer": {name: kept[name] / max(1, mask.numel()) for name, mask in expected.items()},

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 
 from fusion.hyperparameters import Density, Scaling
 from fusion.methods._basis import Aligned, merge_aligned
-from fusion.methods._spectrum import leading
+from fusion.methods._spectrum import each_leading, leading
 from fusion.vectors import Merged, TaskVectors
 
 
@@ -47,12 +47,11 @@ def align(taus: Tensor) -> Aligned:
     """U, V and the core matrices Uᵀ τ_t V of one layer, (T, m, n)."""
     _, m, n = taus.shape
     left, right = taus.new_empty(m, 0), taus.new_empty(n, 0)
-    for tau in taus:
-        u, s, v = leading(tau, min(m, n))
+    for u, s, v in each_leading(taus, min(m, n), taus):
         left = narrowed(torch.cat([left, u * s.sqrt()], dim=1), 2 * m)
         right = narrowed(torch.cat([right, v * s.sqrt()], dim=1), 2 * n)
     left, right = narrowed(left, m), narrowed(right, n)
-    left, right = leading(left, m).u, leading(right, n).u
+    left, right = leading(left, m).counted().u, leading(right, n).counted().u
     core = taus.new_empty(len(taus), left.shape[1], right.shape[1])
     for tau, one in zip(taus, core, strict=True):
         torch.matmul(left.T @ tau, right, out=one)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from fusion.compiled import compiled
+from fusion.device import compiles
 from fusion.hyperparameters import Density
 from fusion.methods._draws import LEVELS, draw, new_seed
 from fusion.vectors import Layer, TaskVectors
@@ -28,11 +29,15 @@ def dare(taus: TaskVectors, *, rng: Generator, density: Density = 0.1) -> TaskVe
 
 def drop(seed: int, density: float, layer: Layer) -> Tensor:
     """τ̂ (T, *shape) of one layer or run, by draws that the seed makes."""
-    taus, count = layer.taus.reshape(len(layer.taus), -1).cpu(), max(1, round(density * LEVELS))
-    found = torch.empty_like(taus)
-    for tau, out in zip(taus, found, strict=True):
-        _drop(tau.numpy(), draw(seed, layer, tau), count - LEVELS // 2, count / LEVELS, out.numpy())
-    return found.reshape(layer.taus.shape).to(layer.taus.device)
+    count = max(1, round(density * LEVELS))
+    limit, kept = count - LEVELS // 2, count / LEVELS
+    found = torch.empty_like(layer.taus)
+    for tau, draws, out in zip(layer.taus, draw(seed, layer), found, strict=True):
+        if compiles(tau.device):
+            _drop(*(one.reshape(-1).numpy() for one in (tau, draws)), limit, kept, out.reshape(-1).numpy())
+        else:
+            torch.mul(tau, draws < limit, out=out).div_(kept)
+    return found
 
 
 @compiled

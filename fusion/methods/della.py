@@ -41,9 +41,9 @@ def della(
 
     def drop(layer: Layer) -> Tensor:
         found = torch.empty_like(layer.taus)
-        for tau, out in zip(layer.taus, found, strict=True):
+        for tau, draws, out in zip(layer.taus, draw(seed, layer), found, strict=True):
             counts = (keep_probabilities(tau, density, epsilon, scope) * LEVELS).round_().clamp_(min=1)
-            survives = torch.from_numpy(draw(seed, layer, tau)).to(tau).lt_(counts - LEVELS // 2)
+            survives = draws.to(tau).lt_(counts - LEVELS // 2)
             torch.mul(survives, tau, out=out).div_(counts / LEVELS)
         return found
 

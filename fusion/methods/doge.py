@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Density, Rate, Scaling, Steps
-from fusion.methods._spectrum import leading
+from fusion.methods._spectrum import each_leading, leading
+from fusion.thresholds import largest
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -42,18 +43,18 @@ def doge(
     limits = taus.magnitude_thresholds(density)
 
     def update(layer: Layer) -> Tensor:
-        size = max((tau.abs().amax().item() for tau in layer.taus if tau.numel()), default=0.0)
+        size = largest(layer.taus)
         if layer.pretrained.dim() != 2 or size == 0:
             return layer.taus.mean(0)
         rows = torch.empty_like(layer.taus.transpose(0, 1), memory_format=torch.contiguous_format)
         unit = torch.div(layer.taus, size, out=rows.transpose(0, 1))  # squares neither overflow nor vanish
-        norms = [torch.linalg.vector_norm(one, dtype=torch.float64).item() for one in unit]
+        norms = torch.linalg.vector_norm(unit, dim=(1, 2), dtype=torch.float64).tolist()
         weights = torch.tensor([scaling / norm if norm else 0.0 for norm in norms], dtype=torch.float64)
         basis = shared_subspace(unit, subspace)
         delta = modification(rows, weights, size, basis, steps, lr) / size
         found = torch.zeros_like(delta)
         for weight, one, tau, limit in zip(weights.tolist(), unit, layer.taus, limits, strict=True):
-            found += weight * (one + delta) * (tau.abs().to(limits.dtype) >= limit.to(tau.device))
+            found += weight * (one + delta) * (tau.abs().to(limits.dtype) >= limit)
         return found
 
     return taus.map(update)
@@ -65,7 +66,7 @@ def shared_subspace(taus: Tensor, subspace: int) -> Tensor:
     of_each, of_all = rank // len(taus), rank // subspace
     if not of_each or not of_all:
         return taus.new_zeros(taus.shape[1], 0)
-    return leading(torch.cat([leading(tau, of_each).u for tau in taus], dim=1), of_all).u
+    return leading(torch.cat([one.u for one in each_leading(taus, of_each, taus)], dim=1), of_all).u
 
 
 def modification(rows: Tensor, weights: Tensor, size: float, basis: Tensor, steps: int, lr: float) -> Tensor:
@@ -75,7 +76,7 @@ def modification(rows: Tensor, weights: Tensor, size: float, basis: Tensor, step
     and the gradient −2 W Σ_j residual_j x_j. Adam sees it divided by a constant, and its ε too: the same steps, but
     in the range of float32.
     """
-    total = weights.to(rows.dtype) @ rows  # (m, n)
+    total = weights.to(rows) @ rows  # (m, n)
     own, others = torch.linalg.vector_norm(rows, dim=2).square().double(), (rows @ total[:, :, None])[:, :, 0].double()
     start, weight = size**2 * own - size * others, weights.sum().item()  # (m, T)
     delta, constant = torch.zeros_like(total), 2 * weight * start.abs().max().item()

@@ -9,11 +9,13 @@ Departure, as in iso_c: triples whose singular value is zero up to rounding are 
 has no more directions than its rank. What is left of a task in the common subspace is zero too.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Fraction, Scaling
-from fusion.methods._spectrum import Triples, leading, polar, rounding, single_threaded
+from fusion.methods._spectrum import Triples, each_leading, leading, polar, rounding, single_threaded
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -39,15 +41,15 @@ def combine(taus: Tensor, common_fraction: float) -> Tensor:
     triples = [leading(taus.sum(0), shared)] if shared else []
     if each:
         common = triples[0].u if shared else taus.new_zeros(taus.shape[1], 0)
-        triples += [own(tau, common, each) for tau in taus]
+        triples += own(taus, common, each)
     if not triples:
         return taus.sum(0)
     u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
-    return s.sum() / max(1, len(s)) * (polar(u) @ polar(v).T)
+    return s.sum() / (s > 0).sum().clamp(min=1) * (polar(u) @ polar(v).T)
 
 
-def own(tau: Tensor, common: Tensor, count: int) -> Triples:
-    """The leading triples of τ_t (m, n) outside the span of U_c (m, k), without what is rounding of τ_t itself."""
-    u, s, v = leading(tau - common @ (common.T @ tau), count)
-    real = s > rounding(tau) * torch.linalg.vector_norm(tau)
-    return Triples(u[:, real], s[real], v[:, real])
+def own(taus: Tensor, common: Tensor, count: int) -> Iterator[Triples]:
+    """The leading triples of each τ_t (m, n) outside the span of U_c (m, k), without what is rounding of τ_t itself."""
+    outside = each_leading((tau - common @ (common.T @ tau) for tau in taus), count, taus)
+    for tau, triples in zip(taus, outside, strict=True):
+        yield triples.only(triples.s > rounding(tau) * torch.linalg.vector_norm(tau))

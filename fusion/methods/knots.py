@@ -42,7 +42,7 @@ def knots(
 
     def align(taus: Tensor) -> Aligned:
         tasks, m, n = taus.shape
-        u, s, v = leading(taus.permute(1, 0, 2).reshape(m, tasks * n), m)
+        u, s, v = leading(taus.permute(1, 0, 2).reshape(m, tasks * n), m).counted()
         right = v.T.reshape(len(s), tasks, n).transpose(0, 1)
         if singular_values == "basis":
             return Aligned(right.contiguous(), u * s, None)

@@ -66,7 +66,7 @@ def softmax_scores(taus: TaskVectors) -> Score:
             yield s, t, product.sub_(lows[s, t]).div_(spans[s, t])
 
     def sums(run: Layer) -> Tensor:
-        found = torch.zeros(count + 1, count, dtype=torch.float64)
+        found = torch.zeros(count + 1, count, dtype=torch.float64, device=run.taus.device)
         for s, t, norm in norms(run):
             if s == t:
                 found[count, t] = intra(norm, count).sum(dtype=torch.float64)
@@ -111,7 +111,7 @@ def products(run: Layer, top: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 def bounds(taus: TaskVectors, top: Tensor) -> tuple[Tensor, Tensor]:
     """The least value of every product u_st, and how far the largest is above it (1 where it is constant): (T, T)."""
-    nothing = torch.full((len(taus), len(taus), 2), -torch.inf)  # −min and max of no product
+    nothing = torch.full((len(taus), len(taus), 2), -torch.inf, device=taus.device)  # −min and max of no product
 
     def look(run: Layer) -> Tensor:
         ends = nothing.clone()
@@ -141,4 +141,4 @@ def positive(divisors: Tensor) -> Tensor:
 
 def by_task(values: Tensor, layer: Layer) -> Tensor:
     """One value a task, to be broadcast over its coordinates: (T,) -> (T, 1, …)."""
-    return values.reshape(-1, *[1] * (layer.taus.dim() - 1)).to(layer.taus.device)
+    return values.reshape(-1, *[1] * (layer.taus.dim() - 1))

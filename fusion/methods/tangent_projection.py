@@ -31,7 +31,7 @@ def tangent_projection(taus: TaskVectors, *, rng: Generator, neighbors: Annotate
         vectors = run.taus.reshape(len(run.taus), -1).double()
         return vectors @ vectors.T
 
-    weights = projection_weights(taus.reduce(products, len(taus), len(taus)), neighbors)
+    weights = projection_weights(taus.reduce(products, len(taus), len(taus)).cpu(), neighbors)
     diagnostics = {"coefficients": {"all": weights.tolist()}}
     return taus.map(lambda layer: weighted_sum(weights, layer), diagnostics, coordinatewise=True)
 

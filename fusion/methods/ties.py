@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from fusion.compiled import BLOCK, compiled
+from fusion.device import compiles
 from fusion.hyperparameters import Density, Scaling
 from fusion.thresholds import kept
 from fusion.vectors import Layer, Merged, TaskVectors
@@ -56,15 +57,19 @@ def layer_thresholds(taus: Tensor, density: float) -> Tensor:
     size = taus[0].numel()
     keep = kept(density, size)
     if keep == 0:
-        return torch.full((len(taus),), torch.inf, dtype=taus.dtype)
-    found = [np.partition(tau.abs().reshape(-1).cpu().numpy(), size - keep)[size - keep] for tau in taus]
+        return taus.new_full((len(taus),), torch.inf)
+    if not compiles(taus.device):
+        return taus.abs().reshape(len(taus), size).kthvalue(size - keep + 1).values
+    found = [np.partition(tau.abs().reshape(-1).numpy(), size - keep)[size - keep] for tau in taus]
     return torch.tensor(found, dtype=taus.dtype)
 
 
 def trim(taus: Tensor, thresholds: Tensor) -> Tensor:
     """τ̂: (T, *shape) with the coordinates below their task's threshold (T,) set to zero."""
-    if taus.dtype != torch.float32:  # rounded as the thresholds are, or float64 loses the k-th
-        limits = thresholds.to(taus.device).reshape(-1, *[1] * (taus.dim() - 1))
+    if taus.dtype != torch.float32 or not compiles(
+        taus.device
+    ):  # rounded as the thresholds are, or float64 loses the k-th
+        limits = thresholds.reshape(-1, *[1] * (taus.dim() - 1))
         return torch.where(taus.abs().to(limits.dtype) >= limits, taus, 0)
     trimmed = torch.empty_like(taus)
     below = torch.nextafter(thresholds, torch.tensor(0.0)).tolist()
@@ -78,10 +83,12 @@ def elect(taus: Tensor, thresholds: Tensor, aggregation: str) -> Tensor:
 
     taus: (T, *shape); thresholds: (T,), in whose precision magnitudes are compared; the result: (*shape).
     """
+    if not compiles(taus.device):
+        return agreeing(trim(taus, thresholds), aggregation).sum(0)
     merged = torch.empty(taus.shape[1:], dtype=taus.dtype)
-    flat = taus.detach().cpu().reshape(len(taus), -1).numpy()
-    _elect(flat, thresholds.cpu().numpy(), aggregation == "mean", merged.view(-1).numpy())
-    return merged.to(taus.device)
+    flat = taus.detach().reshape(len(taus), -1).numpy()
+    _elect(flat, thresholds.numpy(), aggregation == "mean", merged.view(-1).numpy())
+    return merged
 
 
 @compiled

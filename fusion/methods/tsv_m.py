@@ -9,13 +9,11 @@ Departure: triples whose singular value is zero up to rounding are left out. A L
 than 16 directions; the paper's ⌊r/T⌋ would fill up with arbitrary ones, which U⊥ and V⊥ would then honour.
 """
 
-from functools import partial
-
 import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Scaling
-from fusion.methods._spectrum import leading, polar
+from fusion.methods._spectrum import each_leading, polar
 from fusion.parallel import workers
 from fusion.vectors import Layer, Merged, TaskVectors
 
@@ -29,14 +27,14 @@ def tsv_m(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
         if layer.pretrained.dim() != 2:
             return layer.taus.mean(0)
         left, right, _ = decorrelate(layer.taus)
-        with workers() as each:
+        with workers(left.device) as each:
             return torch.cat(list(each(lambda rows: rows @ right.T, left.split(ROWS))))
 
     def parts(layer: Layer) -> Tensor:
         if layer.pretrained.dim() != 2:
             return layer.taus / len(layer.taus)
         left, right, counts = decorrelate(layer.taus)
-        with workers() as each:
+        with workers(left.device) as each:
             pairs = zip(left.split(counts, dim=1), right.split(counts, dim=1), strict=True)
             return torch.stack(list(each(lambda pair: pair[0] @ pair[1].T, pairs)))
 
@@ -46,8 +44,8 @@ def tsv_m(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
 def decorrelate(taus: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """U⊥ Σ (m, k) and V⊥ (n, k) of one layer, (T, m, n), and how many of the k columns are of each task."""
     count = max(1, min(taus.shape[1:]) // len(taus))
-    with workers() as each:
-        triples = list(each(partial(leading, count=count), taus))
-        u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
+    triples = list(each_leading(taus, count, taus))
+    u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
+    with workers(taus.device) as each:
         left, right = each(polar, (u, v))
     return left * s, right, [len(task.s) for task in triples]

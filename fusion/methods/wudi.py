@@ -51,7 +51,7 @@ def wudi(
 
 def normal_equations(taus: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Σ_t Ĝ_t (n, n) and Σ_t τ_t Ĝ_t (m, n) of (T, m, n), in that dtype."""
-    norms = [torch.linalg.vector_norm(tau, dtype=torch.float64).item() for tau in taus]  # 1e30 has no square
+    norms = torch.linalg.vector_norm(taus, dim=(1, 2), dtype=torch.float64).tolist()  # 1e30 has no square
     rows, columns = taus.shape[1:]
     gram, target = taus.new_zeros(columns, columns, dtype=dtype), taus.new_zeros(rows, columns, dtype=dtype)
     for tau, norm in zip(taus, norms, strict=True):
