@@ -1,5 +1,6 @@
 """Where and in which precision models run."""
 
+import math
 import os
 import socket
 from collections.abc import Mapping
@@ -59,6 +60,11 @@ def compiles(place: torch.device) -> bool:
 def generator(place: torch.device, seed: int) -> Generator:
     """Random numbers that are drawn there: the same for the same seed on the same kind of device."""
     return Generator(place if place.type == "cuda" else CPU).manual_seed(seed)
+
+
+def free_bytes(place: torch.device) -> float:
+    """The memory of a GPU that nobody has taken; no bound is known of the CPU's, which holds the models anyway."""
+    return torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else math.inf
 
 
 def onto(place: torch.device, tensor: Tensor) -> Tensor:

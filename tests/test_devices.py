@@ -6,9 +6,10 @@ import pytest
 from laws import CONTENT, SEARCHES
 from pretend_device import THERE, PretendDevice, Seen
 from test_methods_contract import each_variant, models, obeying, tasks
-from tiny_vectors import Model, merge, random_models
+from tiny_vectors import Model, label, merge, random_models, variants
 from torch.testing import assert_close
 
+from fusion.pipelines import needs, parts
 from fusion.vectors import TaskVectors
 
 SHAPES = {"blocks.0.a": (80, 70), "blocks.0.b": (70,), "blocks.1.c": (70, 90), "blocks.1.d": (2, 3, 4), "e": ()}
@@ -65,3 +66,25 @@ def test_the_host_waits_as_often_for_many_tasks_and_steps_as_for_few(algorithm: 
         waits.append(seen.waits / len(found))
     assert max(waits) <= 20 * len(SHAPES)
     assert max(waits) <= waits[0] + 3  # of the whole merge
+
+
+ADAPTIVE = [one for one in variants() if any("objective" in needs(part) for part in parts(one.values[0]))]
+
+
+@pytest.mark.parametrize(("algorithm", "hyper"), ADAPTIVE, ids=label)
+def test_task_vectors_without_room_on_the_device_are_streamed_from_the_host(
+    algorithm: str,
+    hyper: dict[str, Any],
+    plain: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = models(merge(algorithm, TaskVectors(*random_models(SHAPES, 3)), **hyper))
+    monkeypatch.setattr("fusion.held.free_bytes", lambda place: 100_000)
+    found, seen, size = merged_there(algorithm, hyper, 3)
+    with PretendDevice():
+        result = [{name: tensor.cpu() for name, tensor in model.items()} for model in found]
+    assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    if hyper.get("granularity") != "none":
+        assert seen.moved > size
+        assert "0.0 GB free on meta: task vectors stay on the host and are streamed" in caplog.text

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
+from fusion.held import held, read
 from fusion.hyperparameters import Rate, Scaling, Steps
 from fusion.objectives import Objective
 from fusion.vectors import Layer, Merged, TaskVectors
@@ -32,7 +33,7 @@ def adamerging(
     objective: parameters -> mean entropy in nats, summed over the tasks, on its next batches; scaling: the
     initial λ; lr: Adam's. The diagnostics hold the coefficients and how many of them ended at 0 or 1.
     """
-    layers = list(taus.layers())
+    layers = held(taus)
     coefficients, diagnostics = learn_coefficients(layers, objective, combine, granularity, scaling, steps, lr)
     rows = by_layer(layers, coefficients)
     return taus.map(lambda layer: weighted_sum(rows[layer.name], layer), diagnostics)
@@ -48,14 +49,13 @@ def combine(layer: Layer, coefficients: Tensor) -> Tensor:
 
 def weighted_sum(coefficients: Tensor, layer: Layer) -> Tensor:
     """Σ_t λ_t τ_t of one layer, one matrix-vector product: λ (T,) -> (*shape)."""
-    return torch.tensordot(coefficients.to(layer.taus), layer.taus, dims=1)
+    return read(lambda row, taus: torch.tensordot(row, taus, dims=1), [layer.taus], coefficients.to(layer.pretrained))
 
 
 def start(layers: list[Layer], granularity: str, scaling: float) -> Tensor:
     """The initial λ: (T,) for task, (L, T) for layer; in the precision of the task vectors."""
-    taus = layers[0].taus
-    size = (len(taus),) if granularity == "task" else (len(layers), len(taus))
-    return torch.full(size, scaling, dtype=taus.dtype, device=taus.device)
+    count, like = len(layers[0].taus), layers[0].pretrained
+    return like.new_full((count,) if granularity == "task" else (len(layers), count), scaling)
 
 
 def by_layer(layers: list[Layer], coefficients: Tensor) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from fusion.held import held, read, to_host
 from fusion.hyperparameters import Density, Rate, Scaling, Steps, Temperature
 from fusion.methods._spectrum import each_svd
 from fusion.methods.adamerging import as_numbers, by_layer, start, weighted_sum
@@ -52,8 +53,8 @@ def adarank(
     λ; density: fraction of the singular components, the leading ones, that start switched on; lr: Adam's, of λ and
     of the gates' logits. The diagnostics hold the coefficients and how many components of each task are on.
     """
-    layers = list(taus.layers())
-    found = {layer.name: decompose(layer.taus) for layer in layers if layer.pretrained.dim() == 2}
+    layers = held(taus)
+    found = {layer.name: decompose(layer) for layer in layers if layer.pretrained.dim() == 2}
     logits = {name: first_logits(parts, len(taus), density) for name, parts in found.items()}
     coefficients = start(layers, "layer", scaling)
     losses = learn(layers, found, logits, coefficients, objective, temperature, steps, lr)
@@ -70,13 +71,16 @@ def adarank(
     return replace(merged, individual=individual)
 
 
-def decompose(taus: Tensor) -> Components:
-    """The singular triples of one layer: (T, m, n) -> K of them."""
-    triples = list(each_svd(taus))
+def decompose(layer: Layer) -> Components:
+    """The singular triples of one layer of all tasks; u and v are where its task vectors are."""
+    triples = list(each_svd(layer.taus.to(layer.pretrained.device)))
     u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
     task = torch.cat([torch.full_like(one, t, dtype=torch.int64) for t, (_, one, _) in enumerate(triples)])
     real = s.nonzero()[:, 0]
-    return Components(u[:, real], s[real], v[:, real], task[real])
+    u, v = u[:, real], v[:, real]
+    if layer.taus.device != layer.pretrained.device:
+        u, v = to_host(u), to_host(v)
+    return Components(u, s[real], v, task[real])
 
 
 def first_logits(parts: Components, tasks: int, density: float) -> Tensor:
@@ -98,7 +102,7 @@ def gated(layer: Layer, row: Tensor, found: dict[str, Components], gates: dict[s
     if layer.name not in found:
         return weighted_sum(row, layer)
     u, s, v, task = found[layer.name]
-    return (u * (row[task] * gates[layer.name] * s)) @ v.T
+    return read(lambda weights, u, v: (u * weights) @ v.T, [u, v], row[task] * gates[layer.name] * s)
 
 
 def learn(

@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fusion.held import held, read
 from fusion.hyperparameters import Rate, Scaling, Steps, Temperature
 from fusion.methods._mask import draw, rescale, sample, to_logits
 from fusion.methods.adamerging import Combine, as_numbers, by_layer, learn_coefficients, start, weighted_sum
@@ -60,7 +61,7 @@ def concrete(
         layers = [layer._replace(taus=layer.taus.sum(0, keepdim=True)) for layer in taus.layers()]
         step = fixed_coefficients(layers, scaling)
     else:
-        layers = list(taus.layers())
+        layers = held(taus)
         step = inner_step(layers, objective, granularity, scaling, inner_optimizer, inner_lr, meta_gradient)
     by_name = sorted(layers, key=lambda layer: layer.name)  # the order of draws must not depend on that of a file
     logits = {layer.name: layer.pretrained.new_zeros(layer.pretrained.shape).requires_grad_() for layer in by_name}
@@ -84,7 +85,7 @@ Step = Callable[[Masks], dict[str, Tensor]]
 
 def fixed_coefficients(layers: list[Layer], scaling: float) -> Step:
     """Concrete task arithmetic: θ0 + m / mean(m) ⊙ λ Σ τ_t with the sum taken once."""
-    sums = {layer.name: scaling * layer.taus.sum(0) for layer in layers}
+    sums = {layer.name: scaling * read(lambda _, taus: taus.sum(0), [layer.taus], layer.pretrained) for layer in layers}
     return lambda masks: {layer.name: masked(layer, sums[layer.name], masks) for layer in layers}
 
 
@@ -124,8 +125,8 @@ def inner_step(
 def slope_of_coefficients(layer: Layer, slope: Tensor | None, mask: Tensor) -> Tensor:
     """∂H/∂λ (T,) of ∂H/∂θ_l = slope: every task vector's product with slope ⊙ m / mean(m)."""
     if slope is None:
-        return layer.taus.new_zeros(len(layer.taus))
-    return layer.taus.reshape(len(layer.taus), -1) @ (slope * mask).reshape(-1)
+        return layer.pretrained.new_zeros(len(layer.taus))
+    return read(lambda along, taus: taus.reshape(len(taus), -1) @ along.reshape(-1), [layer.taus], slope * mask)
 
 
 def learn_mask(
