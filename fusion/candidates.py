@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +15,7 @@ from fusion.backbones import Backbone
 from fusion.checkpoint import Checkpoint
 from fusion.cost import Cost, measured
 from fusion.device import autocast, on_device
+from fusion.held import within_memory
 from fusion.objectives import TotalEntropy
 from fusion.pipelines import merged_grams_factor, scaling_name
 from fusion.spaces import Space
@@ -40,18 +42,19 @@ def candidates(
         rest = as_text({name: value for name, value in one.items() if name != scaling})
         if rest not in held or held[rest][0].scaling is None:
             with measured() as cost:
-                merged = merge(space, settings, one, backbone, suite, statistics).held()
-                _read_all(merged)
+                merged = within_memory(partial(_merged, space, settings, one, backbone, suite, statistics))
             held = {rest: (merged, cost)}
         merged, cost = held[rest]
         yield Candidate(one, merged if merged.scaling is None else merged.at(one[scaling]), cost)
 
 
-def _read_all(merged: Merged | TaskModels) -> None:
-    """Computes what `held` has not: every task's model, for what they cost."""
+def _merged(*given: Any) -> Merged | TaskModels:
+    """What `merge` makes of these, computed now: kept in memory where it is one model, else for what it costs."""
+    merged = merge(*given).held()
     if isinstance(merged, TaskModels):
         for t in range(len(merged.vectors)):
             deque(merged.for_task(t).layers(), maxlen=0)
+    return merged
 
 
 def merge(

@@ -27,6 +27,7 @@ class Facts(NamedTuple):
     finetuned: Sequence[Path]
     files: Sequence[Path]  # all that hold weights, of all inputs
     seed: int
+    device: str  # its name: every kind has draws of its own
     command: Sequence[str]
     output: str  # tensors, parameters, bytes, types
     library: str
@@ -58,7 +59,7 @@ def card(recipe: Recipe, facts: Facts, hashes: dict[Path, str]) -> str:
         f"{names}, fine-tuned from `{model_name(facts.pretrained)}` and merged. {facts.output}",
         "## Method",
         "\n".join(f"- **{part}**: {title(part)} {paper(part)}".rstrip() for part in parts(recipe.pipeline)),
-        _table(("hyper-parameter", "value"), [*recipe.values.items(), ("seed", facts.seed)]),
+        _table(("hyper-parameter", "value"), [*recipe.values.items(), ("seed", facts.seed), ("device", facts.device)]),
         *(["## Warnings", "\n".join(f"- {line}" for line in facts.warnings)] if facts.warnings else []),
         "## Inputs",
         _table(("file", "bytes", "sha256"), [(file, file.stat().st_size, hashes[file]) for file in hashes]),

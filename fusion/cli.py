@@ -29,6 +29,7 @@ What is odd is said as a warning, before the merge and in the card: a model far 
 P's in what matters, an adapter of another base, a method of matrices on a model that has few.
 The SHA-256 of every input is written into the card, which takes about a second per 3 GB beside the merge."""
 METHOD = "an algorithm, several joined by + as in dare+ties, or a row of config/methods.yaml"
+DEVICE = "where to merge (default: auto, a GPU if there is one); a method that draws draws otherwise on each"
 
 
 class WrongUse(ValueError):
@@ -76,6 +77,7 @@ def parser() -> Parser:
     one.add_argument("--seed", type=_seed, default=0, help="of methods that draw (default: 0)")
     one.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the merged model (default: that of P)")
     one.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one file of a folder (default: 5GB)")
+    one.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=DEVICE)
     one.add_argument("--quiet", action="store_true", help="no progress on stderr")
     one.add_argument("--strict", action="store_true", help="what is odd about the models is an error, no warning")
     one.add_argument("--heads", choices=["keep"], help="merge what all models have; the rest goes to OUT/heads")
@@ -111,7 +113,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     with Stopping() as stopping:
         from fusion.merging import Order, run
 
-        given = ("pretrained", "finetuned", "out", "seed", "dtype", "quiet", "strict", "heads")
+        given = ("pretrained", "finetuned", "out", "seed", "device", "dtype", "quiet", "strict", "heads")
         chosen = {name: getattr(arguments, name) for name in given}
         run(Order(recipe=found, shard_bytes=shard_bytes, command=arguments.argv, **chosen), stopping)
     if not arguments.quiet:

@@ -17,6 +17,22 @@ def device() -> torch.device:
     return torch.device(os.environ.get("FUSION_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def chosen(wanted: str) -> torch.device:
+    """The device of that name, cpu or cuda; `device()` where it is auto. ValueError where PyTorch sees no GPU."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise ValueError(
+            f"got the device cuda, and PyTorch {torch.__version__}, which {built}, sees no GPU "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}); check nvidia-smi, or use cpu"
+        )
+    return device() if wanted == "auto" else torch.device(wanted)
+
+
+def name_of(place: torch.device) -> str:
+    """What a device is called: 'cpu', or the name of the GPU."""
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
+
+
 def require_gpu(count: int) -> None:
     """RuntimeError where fewer GPUs are visible than the job was given, unless FUSION_DEVICE=cpu."""
     if os.environ.get("FUSION_DEVICE") == "cpu" or torch.cuda.device_count() >= count:
@@ -70,3 +86,9 @@ def free_bytes(place: torch.device) -> float:
 def onto(place: torch.device, tensor: Tensor) -> Tensor:
     """The same tensor there; a GPU takes it between what it computes, and nobody waits."""
     return tensor.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else tensor.to(place)
+
+
+def out_of_memory(error: Exception, advice: str) -> MemoryError:
+    """What torch says of an operation that a GPU has no memory for (what was wanted and free), and what to do."""
+    said = ". ".join(str(error).split(". ")[:3]).rstrip(".")
+    return MemoryError(f"{said}; {advice}")

@@ -1,12 +1,13 @@
 """Task vectors that a method reads at every step: in the device's memory where there is room, else in the host's.
 
 What stays on the host crosses to the device once a step and layer, in the forward pass, and once more in the backward
-pass: neither keeps it there.
+pass: neither keeps it there. Where there seemed to be room and was none, `within_memory` begins anew with the host.
 """
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,22 +21,49 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARE = 0.5  # of the free memory that task vectors may take; activations, gradients and moments need the rest
+Made = TypeVar("Made")
+
+
+@dataclass
+class _State:
+    """Whether task vectors are on the device, and whether they may be."""
+
+    is_resident: bool = False
+    may_be_resident: bool = True
+
+
+_state = _State()
 
 
 def held(taus: "TaskVectors") -> "list[Layer]":
-    """Every layer, θ0 on the device of the task vectors and τ there too or on the host, pinned; a line says which."""
-    if not (size := beyond(len(taus) * taus.count() * 4, taus.device)):
+    """Every layer, θ0 on the device of the task vectors and τ there too or on the host, pinned; a line says why."""
+    size, free = len(taus) * taus.count() * 4, free_bytes(taus.device)
+    if _state.may_be_resident and size <= SHARE * free:
+        _state.is_resident = taus.device.type != "cpu"
         return list(taus.layers())
-    log.warning("%s: task vectors stay on the host and are streamed", size)
+    why = f"{size / 1e9:.3g} GB of task vectors, {free / 1e9:.3g} GB free on {taus.device}"
+    log.warning("%s: they stay on the host and are streamed", why)
     return [layer._replace(taus=to_host(layer.taus)) for layer in taus.layers()]
 
 
-def beyond(size: int, place: torch.device) -> str:
-    """Why so many bytes are too many to stay on the device; empty where they are not."""
-    free = free_bytes(place)
-    if size <= SHARE * free:
-        return ""
-    return f"{size / 1e9:.1f} GB of task vectors, {free / 1e9:.1f} GB free on {place}"
+def within_memory(make: Callable[[], Made]) -> Made:
+    """make(); where the device has not enough memory for it, again with the task vectors of `held` on the host.
+
+    torch.OutOfMemoryError where that is too much too, or nothing was held.
+    """
+    _state.is_resident = False
+    try:
+        return make()
+    except torch.OutOfMemoryError as error:
+        if not _state.is_resident:
+            raise
+        log.warning("%s Again from the start, with less on the device", error)
+    torch.cuda.empty_cache()
+    _state.may_be_resident = False
+    try:
+        return make()
+    finally:
+        _state.may_be_resident = True
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -7,6 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+LESS = (  # memory of a GPU
+    "lower the batch_size of what ran here (finetune, fuse, evaluate in the configuration), give it a larger GPU, or "
+    "set FUSION_DEVICE=cpu"
+)
 QUEUED, MINUTES = "FUSION_QUEUE_SECONDS", "FUSION_ASKED_MINUTES"  # set by what submits jobs
 
 
@@ -48,7 +52,7 @@ def run(job: Job) -> None:
     """Runs the job's stage in this process, and writes beside its outputs what they were made from.
 
     RuntimeError where the job was given a GPU and sees none; ValueError where its sources are not those that were
-    planned with, or changed while they were read.
+    planned with, or changed while they were read. MemoryError where a GPU's does not suffice.
     """
     record, look = import_module("fusion.record"), import_module("fusion.look")
     stage = stage_function(job.stage)
@@ -58,7 +62,12 @@ def run(job: Job) -> None:
     record.forget(job)
     if sources:
         look.require_same(sources, "since the run was planned")
-    stage(job)
+    try:
+        stage(job)
+    except RuntimeError as error:  # torch's own subclass is not at hand where a stage needs no torch
+        if type(error).__name__ == "OutOfMemoryError":
+            raise import_module("fusion.device").out_of_memory(error, LESS) from error
+        raise
     if sources:
         look.require_same(sources, "while they were read")
     record.write(job, inputs)

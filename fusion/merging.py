@@ -15,6 +15,7 @@ from fusion.bodies import View, bodies, hint, left_out, save_heads
 from fusion.card import Facts, card, hashing
 from fusion.catalogue import Recipe
 from fusion.checkpoint import Checkpoint, Layout, save, size
+from fusion.device import chosen, name_of, out_of_memory
 from fusion.folder import copy_companions, exports, large
 from fusion.merged import Merged, TaskModels
 from fusion.methods import merge
@@ -40,6 +41,7 @@ class Order(NamedTuple):
     quiet: bool
     command: Sequence[str]
     strict: bool = False
+    device: str = "auto"  # or cpu, cuda
     heads: str | None = None  # 'keep': what not all models have is left out, and to each its own
 
     @property
@@ -53,7 +55,17 @@ class Order(NamedTuple):
 
 
 def run(order: Order, stopping: Stopping) -> None:
-    """Writes the merged model and its card to `order.out`, whole or not at all."""
+    """Writes the merged model and its card to `order.out`, whole or not at all.
+
+    MemoryError where a GPU has not the memory for one tensor of all models.
+    """
+    try:
+        _run(order, stopping)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, "one tensor of all models must fit; merge with --device cpu") from error
+
+
+def _run(order: Order, stopping: Stopping) -> None:
     base = open_pretrained(order.pretrained)
     models = [open_finetuned(path, base) for path in order.finetuned]
     files = [file for model in (base, *models) for file in model.files]
@@ -68,7 +80,8 @@ def run(order: Order, stopping: Stopping) -> None:
         _require_companions(order.pretrained)
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
-        taus = _task_vectors(base, models, order)
+        place = chosen(order.device)
+        taus = _task_vectors(base, models, order, place)
         warnings = _warn(order, base, models)
         state = merge(order.recipe.pipeline, taus, rng=rng, values=order.recipe.values)
         layout = state.for_task(0).layout(order.torch_dtype)
@@ -90,10 +103,12 @@ def run(order: Order, stopping: Stopping) -> None:
                 raise FileExistsError(f"{path} came to be while the models were merged, and is left as it is")
 
 
-def _task_vectors(base: Checkpoint, models: Sequence[Mapping[str, Tensor]], order: Order) -> TaskVectors:
+def _task_vectors(
+    base: Checkpoint, models: Sequence[Mapping[str, Tensor]], order: Order, place: torch.device
+) -> TaskVectors:
     """The task vectors; ValueError says too whether the models fit but for their heads."""
     try:
-        return TaskVectors(base, models)
+        return TaskVectors(base, models, place)
     except ValueError as error:
         raise ValueError(f"{error}{'' if order.heads else hint(base, models)}") from error
 
@@ -168,4 +183,5 @@ def _facts(order: Order, layout: Layout, state: Merged | TaskModels, files: Sequ
     if order.heads:
         text += " What not all models have is not merged; that of each is in `heads/`, by its own names."
     library = "transformers" if (order.pretrained / "config.json").is_file() else "safetensors"
-    return Facts(order.pretrained, order.finetuned, files, order.seed, order.command, text, library)
+    where = name_of(state.vectors.device)
+    return Facts(order.pretrained, order.finetuned, files, order.seed, where, order.command, text, library)

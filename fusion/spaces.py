@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fusion.adapter import WEIGHTS
 from fusion.checkpoint import Checkpoint
+from fusion.device import device, on_device
 from fusion.modes import scaling, updates
 from fusion.vectors import TaskVectors
 
@@ -30,7 +31,7 @@ class Space:
 def open_space(
     space: str, pretrained: Path, init: Path | None, finetuned: Sequence[Path], frozen: Sequence[str]
 ) -> Space:
-    """The T fine-tuned models of one mode, in the space 'weight' or 'adapter'.
+    """The T fine-tuned models of one mode, in the space 'weight' or 'adapter', to be merged where models run.
 
     init is None for full fine-tuning, where all parameters train but those that a pattern of `frozen` matches.
     ValueError names the tensor and the files if one is missing, extra, of another shape, or not finite.
@@ -38,17 +39,17 @@ def open_space(
     base = Checkpoint(pretrained)
     if init is None:
         trained = [name for name in base if not any(fnmatchcase(name, pattern) for pattern in frozen)]
-        return Space(TaskVectors(base.only(trained), [Checkpoint(folder) for folder in finetuned]), dict)
+        return Space(TaskVectors(base.only(trained), [Checkpoint(folder) for folder in finetuned], device()), dict)
     start, scale = Checkpoint(init), scaling(init)
     adapters = [Checkpoint(folder) for folder in finetuned]
-    in_adapters = TaskVectors(start, adapters)
+    in_adapters = TaskVectors(start, adapters, device())
     deque(in_adapters.layers(), maxlen=0)  # reads all, and so checks all, where the file is still known
     initial = updates(start, scale)
     if space == "adapter":
-        weights = {name: base[name] for name in initial}
+        weights = on_device({name: base[name] for name in initial})
         return Space(in_adapters, lambda params: _add(weights, updates(params, scale)))
     deltas = [_subtract(updates(adapter, scale), initial) for adapter in adapters]
-    return Space(TaskVectors.of_deltas(_add({n: base[n] for n in initial}, initial), deltas), dict)
+    return Space(TaskVectors.of_deltas(_add({n: base[n] for n in initial}, initial), deltas, device()), dict)
 
 
 def read_weights(pretrained: Path, folder: Path) -> dict[str, Tensor]:

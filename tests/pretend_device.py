@@ -6,11 +6,17 @@
         a + torch.ones(4, 4)  # Mismatch, as on a GPU
         a.numpy()  # refused, as on a GPU
     seen.moved, seen.waits  # bytes that crossed between the devices; how often the host waited for the other one
+    seen.peak  # the most bytes that were there at a time
+
+    with PretendDevice(capacity=1000):
+        torch.zeros(251, device=THERE)  # OutOfMemoryError, as on a GPU
 
 The device goes by the name of 'meta', which no method and no small network uses otherwise. The mode belongs to one
 thread: what other threads make there without an input from there has no numbers, and fails when it is used.
 """
 
+import math
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +41,37 @@ class Mismatch(RuntimeError):
 
 @dataclass
 class Seen:
-    """What crossed between the devices, in bytes, and how often the host waited for a number from there."""
+    """What crossed between the devices, in bytes, how often the host waited for a number from there, and the memory
+    that was taken there, now and at most, of so many bytes."""
 
     moved: int = 0
     waits: int = 0
+    taken: int = 0
+    peak: int = 0
+    capacity: float = math.inf
+
+    def take(self, tensor: "Elsewhere") -> None:
+        """Counts a tensor's memory once, however many views there are of it, until the last is gone."""
+        storage = tensor.inner.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if not key:
+            return
+        if key not in _VIEWS:
+            if self.taken + size > self.capacity:
+                raise torch.OutOfMemoryError(f"Tried to allocate {size} bytes, {self.capacity - self.taken} are free.")
+            self.taken += size
+            self.peak = max(self.peak, self.taken)
+        _VIEWS[key] = _VIEWS.get(key, 0) + 1
+        weakref.finalize(tensor, self._give_back, key, size)
+
+    def _give_back(self, key: int, size: int) -> None:
+        _VIEWS[key] -= 1
+        if not _VIEWS[key]:
+            del _VIEWS[key]
+            self.taken -= size
+
+
+_VIEWS: dict[int, int] = {}  # how many tensors there are of each storage
 
 
 class Elsewhere(Tensor):
@@ -53,6 +86,7 @@ class Elsewhere(Tensor):
             device=THERE,
         )  # fmt: skip
         found.inner = inner
+        PretendDevice.seen.take(found)
         return found
 
     def tolist(self) -> Any:
@@ -69,8 +103,12 @@ class PretendDevice(TorchDispatchMode):
 
     seen = Seen()
 
+    def __init__(self, capacity: float = math.inf) -> None:
+        super().__init__()
+        self._capacity = capacity
+
     def __enter__(self) -> Seen:
-        PretendDevice.seen = Seen()
+        PretendDevice.seen = Seen(capacity=self._capacity)
         super().__enter__()
         return PretendDevice.seen
 

@@ -40,7 +40,7 @@ def test_one_step_of_concrete_task_arithmetic_by_hand(mask: str, expected: list[
 
 def test_sample_is_its_formula() -> None:
     x = torch.tensor([0.5, -1.0, 2.0])
-    noise = logistic(3, new_seed(Generator().manual_seed(4)), 0)
+    noise = logistic(torch.empty(3), new_seed(Generator().manual_seed(4)), 0)
     expected = 1 / (1 + torch.exp(-(x + noise) / 0.7))
     assert_close(sample(x, 0.7, Generator().manual_seed(4)), expected)
 

@@ -31,7 +31,7 @@ def cosine_similarities(vectors: TaskVectors) -> torch.Tensor:
     """cos(τ_a, τ_b) over all coordinates, in float64: (T, T); zero for a task vector that is zero."""
     products = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     for layer in vectors.layers():
-        flat = layer.taus.reshape(len(vectors), -1).cpu().double()
-        products += flat @ flat.T
+        flat = layer.taus.reshape(len(vectors), -1).double()
+        products += (flat @ flat.T).cpu()
     norms = products.diagonal().sqrt()
     return products / torch.outer(norms, norms).clamp(min=torch.finfo(torch.float64).tiny)
