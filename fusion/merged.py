@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fusion import alike
 from fusion.checkpoint import Layout, save
+from fusion.device import compiles
 from fusion.parallel import RUNS_AHEAD, TOGETHER, Budget, is_finite, workers
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Merged:
     individual: Callable[[int, Layer], Tensor] | None = None
     extra_parameters: int = 0
     reads_taus: bool = True  # whether `update` does
+    batched: bool = False  # whether `update` takes matrices of one shape together
 
     def layers(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) for every tensor of the pre-trained model, in its dtype and shape, on the vectors' device.
@@ -54,6 +57,9 @@ class Merged:
         if self.coordinatewise:
             with workers(self.vectors.device, RUNS_AHEAD) as each:
                 yield from filter(None, each(lambda job: job(), self._jobs(dtype)))
+            return
+        if self._is_together:
+            yield from self._together(dtype)
             return
         budget = Budget(TOGETHER)
         with workers(self.vectors.device) as each:
@@ -77,6 +83,20 @@ class Merged:
             with budget.take(len(self.vectors) * theta0.numel() * merged.element_size()):
                 self._fill(merged, partial(read, name, theta0))
         return name, merged
+
+    @property
+    def _is_together(self) -> bool:
+        """Whether matrices of one shape are computed together: on a GPU, where the method takes them so."""
+        return self.batched and not compiles(self.vectors.device)
+
+    def _together(self, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+        """What `layers` computes where it does so together."""
+        updates = alike.updates(self.vectors, self.update)
+        for name, theta0 in self.vectors.pretrained.items():
+            merged = self._new(name, theta0.detach(), dtype)
+            if theta0.is_floating_point():
+                self._add(merged, *next(updates))
+            yield name, merged
 
     def _new(self, name: str, theta0: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Room for the merged tensor; of integers, which all models must share, the tensor itself."""
@@ -106,7 +126,10 @@ class Merged:
 
     def held(self) -> Merged:
         """The same model with its merged task vector computed now, and kept in memory."""
-        found = {layer.name: self.update(layer) for layer in self.vectors.layers()}
+        each = ((layer, self.update(layer)) for layer in self.vectors.layers())
+        if self._is_together:
+            each = alike.updates(self.vectors, self.update)
+        found = {layer.name: update for layer, update in each}
         return replace(self, update=lambda layer: found[layer.name], coordinatewise=False, reads_taus=False)
 
     def at(self, scaling: float) -> Merged:
@@ -132,9 +155,13 @@ class Merged:
     def _fill(self, merged: Tensor, read: Callable[[], Layer]) -> None:
         """Writes one layer, or one run of it, into `merged`."""
         layer = read()
+        self._add(merged, layer, self.update(layer))
+
+    def _add(self, merged: Tensor, layer: Layer, update: Tensor) -> None:
+        """Writes θ0 and the update of one layer, or of one run of it, into `merged`."""
         factor = 1.0 if self.scaling is None else self.scaling
         place = merged.view(-1)[layer.start : layer.start + layer.pretrained.numel()]
-        torch.add(layer.pretrained, self.update(layer), alpha=factor, out=place.view(layer.pretrained.shape))
+        torch.add(layer.pretrained, update, alpha=factor, out=place.view(layer.pretrained.shape))
         if not is_finite(place):
             raise ValueError(
                 f"merged tensor {layer.name!r} is not finite in {merged.dtype}; expected a smaller scaling or step"

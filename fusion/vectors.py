@@ -30,12 +30,18 @@ class NotApplicable(ValueError):
 
 
 class Layer(NamedTuple):
-    """One named tensor of all models in at least float32, or a flat run of its coordinates."""
+    """One named tensor of all models in at least float32; or a flat run of its coordinates, or matrices of one shape."""
 
     name: str
-    pretrained: Tensor  # θ0: (*shape), or (c,) of a run
-    taus: Tensor  # τ: (T, *shape), or (T, c)
+    pretrained: Tensor  # θ0: (*shape), or (c,) of a run, or (B, m, n)
+    taus: Tensor  # τ: (T, *shape), or (T, c), or (T, B, m, n)
     start: int = 0  # of a run: its first coordinate's place in the flattened tensor
+    is_batch: bool = False  # of B matrices; `name` is that of the first
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix, or several."""
+        return self.is_batch or self.pretrained.dim() == 2
 
 
 class TaskVectors:
@@ -125,15 +131,17 @@ class TaskVectors:
         *,
         coordinatewise: bool = False,
         parts: Callable[[Layer], Tensor] | None = None,
+        batched: bool = False,
     ) -> "Merged":
         """The model θ0 + update(layer), layer by layer; update returns the merged task vector (*shape).
 
         scaling: a factor of the whole merged task vector, where the method has one. Given here rather than
         multiplied into `update`, it lets a grid of scalings share the work of one merge. coordinatewise: `update`
         takes any run of coordinates as well as a layer, and is then given runs, in parallel. parts: the task
-        vectors (T, *shape) whose sum `update` is, where a method changes task vectors and then adds them.
+        vectors (T, *shape) whose sum `update` is, where a method changes task vectors and then adds them. batched:
+        `update` takes matrices of one shape together as well, (B, m, n) and (T, B, m, n), and is given those on a GPU.
         """
-        return Merged(self, update, diagnostics or {}, scaling, coordinatewise, parts)
+        return Merged(self, update, diagnostics or {}, scaling, coordinatewise, parts, batched=batched)
 
     def magnitude_thresholds(self, density: float) -> Tensor:
         """The k-th largest |τ_t| over all coordinates, k = ⌊density · P⌋, exact, as (T,) float32; inf where k = 0.

@@ -13,16 +13,17 @@ from pretend_device import THERE, PretendDevice, Seen
 from test_methods_contract import each_variant, obeying, tasks
 from test_methods_contract import models as all_models
 from tiny_vectors import Model, label, merge, random_models, variants
-from torch import Generator
+from torch import Generator, Tensor
 from torch.testing import assert_close
 
+from fusion.alike import updates
 from fusion.held import within_memory
 from fusion.methods._mask import logistic
 from fusion.methods.dare import drop
 from fusion.pipelines import needs, parts
 from fusion.vectors import Layer, Merged, TaskVectors
 
-SHAPES = {"blocks.0.a": (80, 70), "blocks.0.b": (70,), "blocks.1.c": (70, 90), "blocks.1.d": (2, 3, 4), "e": ()}
+SHAPES = {"blocks.0.a": (80, 70), "blocks.0.b": (70,), "blocks.1.a": (80, 70), "blocks.1.d": (2, 3, 4), "e": ()}
 DRAWS = CONTENT | {"concrete": "the noise of its masks"}  # every kind of device has its own
 
 
@@ -154,6 +155,27 @@ def test_thresholds_on_a_device_are_exact(density: float) -> None:
         found = TaskVectors(pretrained, finetuned, device=THERE).magnitude_thresholds(density)
         assert found.device == THERE and seen.waits <= 6  # whether each of three layers is finite, twice
         assert torch.equal(found.cpu(), expected)
+
+
+def test_matrices_of_one_shape_are_updated_together_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, ...]] = []
+
+    def update(layer: Layer) -> Tensor:
+        given.append(tuple(layer.taus.shape))
+        assert layer.is_matrix == (len(layer.taus.shape) > 2)
+        return layer.taus.sum(0)
+
+    shapes = {"0.w": (3, 2), "0.b": (3,), "1.w": (3, 2), "1.v": (2, 3), "2.w": (3, 2)}
+    taus = TaskVectors(*random_models(shapes, 2))
+    for most, expected in (
+        (1 << 30, [(2, 3, 3, 2), (2, 3), (2, 2, 3)]),
+        (100, [(2, 2, 3, 2), (2, 3), (2, 2, 3), (2, 3, 2)]),
+    ):
+        monkeypatch.setattr("fusion.alike.AT_ONCE", most)
+        found = {layer.name: one for layer, one in updates(taus, update)}
+        assert given == expected and list(found) == list(shapes)
+        assert_close(found, {layer.name: layer.taus.sum(0) for layer in taus.layers()})
+        given.clear()
 
 
 def test_files_are_merged_on_the_device_that_is_there(

@@ -8,6 +8,7 @@ from tiny_vectors import merge, model, random_models, tensors, vectors
 from torch import Tensor
 from torch.testing import assert_close
 
+from fusion.methods._adam import descend
 from fusion.methods.doge import shared_subspace
 from fusion.vectors import Merged, TaskVectors
 
@@ -140,6 +141,21 @@ def test_doge_agrees_with_its_authors_loss(size: float) -> None:
     taus = TaskVectors({"w": torch.zeros_like(stacked[0])}, [{"w": tau} for tau in stacked])
     found = merged("doge", taus, density=0.5, steps=20, lr=1e-4, subspace=6)
     assert_close(found, doge_of_the_authors(stacked, 0.5, 0.07, 6, 20, 1e-4), rtol=1e-6, atol=1e-9)
+
+
+def test_steps_of_adam_are_those_of_torch() -> None:
+    """To the bit; and several matrices at once are each by itself."""
+    rng = torch.Generator().manual_seed(2)
+    matrices, targets = torch.randn(3, 4, 5, generator=rng), torch.randn(3, 4, 5, generator=rng)
+    epsilons = torch.tensor([1e-8, 1e-3, 1.0])[:, None, None]
+    together = descend(matrices.clone(), lambda x: x - targets, 20, 0.1, epsilons)
+    for x, target, epsilon, found in zip(matrices, targets, epsilons, together, strict=True):
+        parameter = x.clone()
+        adam = torch.optim.Adam([parameter], lr=0.1, eps=epsilon.item())
+        for _ in range(20):
+            parameter.grad = parameter - target
+            adam.step()
+        assert torch.equal(found, parameter)
 
 
 def test_doge_moves_only_off_the_shared_subspace() -> None:

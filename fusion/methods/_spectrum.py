@@ -48,7 +48,10 @@ def single_threaded(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
 
 class Triples(NamedTuple):
-    """Singular triples, the largest first; U diag(σ) Vᵀ is the part of the matrix (m, n) that they make up."""
+    """Singular triples, the largest first; U diag(σ) Vᵀ is the part of the matrix (m, n) that they make up.
+
+    On a GPU, of several matrices: (..., m, n).
+    """
 
     u: Tensor  # (m, k)
     s: Tensor  # (k,)
@@ -59,10 +62,11 @@ class Triples(NamedTuple):
         return Triples(self.u[:, :count], self.s[:count], self.v[:, :count])
 
     def only(self, real: Tensor) -> "Triples":
-        """Those that are real, (k,) bool; on a GPU zeros stand in place of the others."""
+        """Those that are real, (..., k) bool; on a GPU zeros stand in place of the others."""
         if compiles(self.s.device):
             return Triples(self.u[:, real], self.s[real], self.v[:, real])
-        return Triples(*(torch.where(real, part, 0) for part in self))
+        u, v = (torch.where(real[..., None, :], part, 0) for part in (self.u, self.v))
+        return Triples(u, torch.where(real, self.s, 0), v)
 
     def counted(self) -> "Triples":
         """Without those that are zero; the host waits for their number."""
@@ -77,7 +81,7 @@ def svd(matrix: Tensor) -> Triples:
     Raises ValueError where σ overflows.
     """
     if not compiles(matrix.device):
-        return _exact(matrix, min(matrix.shape))
+        return _exact(matrix, min(matrix.shape[-2:]))
     try:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     except RuntimeError:  # torch.linalg.LinAlgError is one
@@ -116,14 +120,14 @@ def each_svd(matrices: Tensor) -> Iterator[Triples]:
     """`svd` of each matrix of (T, m, n), on a GPU of all at once."""
     if compiles(matrices.device):
         return map(svd, matrices)
-    return map(Triples, *_exact(matrices, min(matrices.shape[1:])))
+    return map(Triples, *_exact(matrices, min(matrices.shape[-2:])))
 
 
 @single_threaded
 def polar(matrix: Tensor) -> Tensor:
     """The nearest matrix with orthonormal columns (rows if it is wide), PQᵀ of the SVD P D Qᵀ: (m, k) -> (m, k)."""
     if not compiles(matrix.device):
-        u, _, v = _exact(matrix, min(matrix.shape))
+        u, _, v = _exact(matrix, min(matrix.shape[-2:]))
         return u @ v.mT
     if matrix.shape[0] < matrix.shape[1]:
         return polar(matrix.T).T

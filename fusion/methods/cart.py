@@ -23,12 +23,12 @@ def cart(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0, rank_frac
     @single_threaded
     def update(layer: Layer) -> Tensor:
         mean = layer.taus.mean(0)
-        if mean.dim() != 2:
+        if not layer.is_matrix:
             return mean
-        count = max(1, math.ceil(rank_fraction * min(mean.shape) - 1e-6))  # 0.28 · 25 = 7.000…1
+        count = max(1, math.ceil(rank_fraction * min(mean.shape[-2:]) - 1e-6))  # 0.28 · 25 = 7.000…1
         found = mean.clone()
         for u, s, v in each_leading((tau - mean for tau in layer.taus), count, mean):
-            found += scaling * (u * s) @ v.T
+            found += scaling * (u * s[..., None, :]) @ v.mT
         return found
 
-    return taus.map(update)
+    return taus.map(update, batched=True)

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Density, Rate, Scaling, Steps
+from fusion.methods._adam import descend
 from fusion.methods._spectrum import each_leading, leading
-from fusion.thresholds import largest
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -43,49 +43,63 @@ def doge(
     limits = taus.magnitude_thresholds(density)
 
     def update(layer: Layer) -> Tensor:
-        size = largest(layer.taus)
-        if layer.pretrained.dim() != 2 or size == 0:
+        if not layer.is_matrix:
             return layer.taus.mean(0)
-        rows = torch.empty_like(layer.taus.transpose(0, 1), memory_format=torch.contiguous_format)
-        unit = torch.div(layer.taus, size, out=rows.transpose(0, 1))  # squares neither overflow nor vanish
-        norms = torch.linalg.vector_norm(unit, dim=(1, 2), dtype=torch.float64).tolist()
-        weights = torch.tensor([scaling / norm if norm else 0.0 for norm in norms], dtype=torch.float64)
-        basis = shared_subspace(unit, subspace)
-        delta = modification(rows, weights, size, basis, steps, lr) / size
+        size = largest_of_all(layer.taus)
+        rows = torch.empty_like(layer.taus.movedim(0, -2), memory_format=torch.contiguous_format)
+        unit = torch.div(layer.taus, size, out=rows.movedim(-2, 0))  # squares neither overflow nor vanish
+        norms = torch.linalg.vector_norm(unit, dim=(-2, -1), keepdim=True, dtype=torch.float64)
+        weights = torch.where(norms > 0, scaling / norms, 0)
+        delta = modification(rows, weights, size.double(), shared_subspace(unit, subspace), steps, lr) / size
         found = torch.zeros_like(delta)
-        for weight, one, tau, limit in zip(weights.tolist(), unit, layer.taus, limits, strict=True):
+        for weight, one, tau, limit in zip(weights.to(unit.dtype), unit, layer.taus, limits, strict=True):
             found += weight * (one + delta) * (tau.abs().to(limits.dtype) >= limit)
         return found
 
-    return taus.map(update)
+    return taus.map(update, batched=True)
+
+
+def largest_of_all(taus: Tensor) -> Tensor:
+    """The largest magnitude of all tasks in a matrix, (T, ..., m, n) -> (..., 1, 1); 1 where all is zero."""
+    if taus.numel() == 0:
+        return taus.new_ones(*taus.shape[1:-2], 1, 1)
+    ends = taus.amin((0, -2, -1)).neg(), taus.amax((0, -2, -1))
+    found = torch.maximum(*ends)[..., None, None]
+    return found.where(found > 0, 1)
 
 
 def shared_subspace(taus: Tensor, subspace: int) -> Tensor:
-    """B: (T, m, n) -> (m, k) with orthonormal columns."""
-    rank = min(taus.shape[1:])
+    """B: (T, ..., m, n) -> (..., m, k) with orthonormal columns."""
+    rank = min(taus.shape[-2:])
     of_each, of_all = rank // len(taus), rank // subspace
     if not of_each or not of_all:
-        return taus.new_zeros(taus.shape[1], 0)
-    return leading(torch.cat([one.u for one in each_leading(taus, of_each, taus)], dim=1), of_all).u
+        return taus[0, ..., :0]
+    return leading(torch.cat([one.u for one in each_leading(taus, of_each, taus)], dim=-1), of_all).u
 
 
-def modification(rows: Tensor, weights: Tensor, size: float, basis: Tensor, steps: int, lr: float) -> Tensor:
-    """Δ (m, n), in the units of τ_t = size · x_t, for λ_t = weights_t / size; rows: x by rows, (m, T, n).
+def modification(rows: Tensor, weights: Tensor, size: Tensor, basis: Tensor, steps: int, lr: float) -> Tensor:
+    """Δ (..., m, n), in the units of τ_t = size · x_t, for λ_t = weights_t / size; rows: x by rows, (..., m, T, n).
 
-    The residuals are size² ⟨x_j, x_j⟩ − size ⟨x_j, Σ_t w_t x_t⟩ − W ⟨x_j, Δ⟩ with w = weights, W = Σ_t w_t,
-    and the gradient −2 W Σ_j residual_j x_j. Adam sees it divided by a constant, and its ε too: the same steps, but
-    in the range of float32.
+    weights: (T, ..., 1, 1) and size: (..., 1, 1), in float64. The residuals are
+    size² ⟨x_j, x_j⟩ − size ⟨x_j, Σ_t w_t x_t⟩ − W ⟨x_j, Δ⟩ with w = weights, W = Σ_t w_t, and the gradient
+    −2 W Σ_j residual_j x_j. Adam sees it divided by a constant, and its ε too: the same steps, but in the range of
+    float32.
     """
-    total = weights.to(rows) @ rows  # (m, n)
-    own, others = torch.linalg.vector_norm(rows, dim=2).square().double(), (rows @ total[:, :, None])[:, :, 0].double()
-    start, weight = size**2 * own - size * others, weights.sum().item()  # (m, T)
-    delta, constant = torch.zeros_like(total), 2 * weight * start.abs().max().item()
-    if constant == 0:
-        return delta
-    adam = torch.optim.Adam([delta], lr=lr, eps=min(max(1e-8 / abs(constant), 1e-30), 1e30))
-    for _ in range(steps):
-        residuals = start - weight * (rows @ delta[:, :, None])[:, :, 0]
-        gradient = -((2 * weight / constant * residuals).to(rows.dtype)[:, None, :] @ rows)[:, 0, :]
-        delta.grad = gradient - basis @ (basis.T @ gradient)
-        adam.step()
-    return delta
+    total = (weights.to(rows.dtype).movedim(0, -1) @ rows)[..., 0, :]  # (..., m, n)
+    own = torch.linalg.vector_norm(rows, dim=-1).square().double()  # (..., m, T)
+    start, weight = size**2 * own - size * products(rows, total).double(), weights.sum(0)
+    constant = 2 * weight * (start.abs().amax((-2, -1), keepdim=True) if start.numel() else 0)
+    constant = constant.where(constant > 0, 1)
+
+    def gradient(delta: Tensor) -> Tensor:
+        residuals = start - weight * products(rows, delta)
+        slope = -((2 * weight / constant * residuals).to(rows.dtype)[..., None, :] @ rows)[..., 0, :]
+        return slope - basis @ (basis.mT @ slope)
+
+    epsilon = (1e-8 / constant).clamp(1e-30, 1e30).to(rows.dtype)
+    return descend(torch.zeros_like(total), gradient, steps, lr, epsilon)
+
+
+def products(rows: Tensor, others: Tensor) -> Tensor:
+    """⟨x_ti, y_i⟩ of every row i: (..., m, T, n) and (..., m, n) -> (..., m, T)."""
+    return (rows @ others[..., None])[..., 0]

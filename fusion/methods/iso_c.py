@@ -21,16 +21,16 @@ def iso_c(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
 
     def update(layer: Layer) -> Tensor:
         (total,) = layer.taus
-        return flatten_spectrum(total) if layer.pretrained.dim() == 2 else total / len(taus)
+        return flatten_spectrum(total) if layer.is_matrix else total / len(taus)
 
     summed = taus.transform(lambda run: run.taus.sum(0, keepdim=True), coordinatewise=True, count=1)
-    return summed.map(update, scaling=scaling)
+    return summed.map(update, scaling=scaling, batched=True)
 
 
 @single_threaded
 def flatten_spectrum(matrix: Tensor) -> Tensor:
     """σ̄ U Vᵀ of U diag(σ) Vᵀ: (m, n) -> (m, n)."""
     factor = polar(matrix)
-    rank = factor.square().sum().round().clamp(min=1)  # U Vᵀ has as many singular values of 1
-    total = (factor * matrix).sum(dtype=torch.float64)  # Σ σ = tr (U Vᵀ)ᵀ M
+    rank = factor.square().sum((-2, -1), keepdim=True).round().clamp(min=1)  # U Vᵀ has as many singular values of 1
+    total = (factor * matrix).sum((-2, -1), keepdim=True, dtype=torch.float64)  # Σ σ = tr (U Vᵀ)ᵀ M
     return factor * (total / rank).to(matrix.dtype)

@@ -26,30 +26,32 @@ def iso_cts(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0, common
     """
 
     def update(layer: Layer) -> Tensor:
-        is_matrix = layer.pretrained.dim() == 2
+        is_matrix = layer.is_matrix
         return combine(layer.taus, common_fraction) if is_matrix else layer.taus.mean(0)
 
-    return taus.map(update, scaling=scaling)
+    return taus.map(update, scaling=scaling, batched=True)
 
 
 @single_threaded
 def combine(taus: Tensor, common_fraction: float) -> Tensor:
     """σ̄ U⊥ V⊥ᵀ of one layer: (T, m, n) -> (m, n)."""
-    rank, tasks = min(taus.shape[1:]), len(taus)
+    rank, tasks = min(taus.shape[-2:]), len(taus)
     each = min(round((rank - int(rank * common_fraction)) / tasks), rank // tasks)
     shared = rank - each * tasks
     triples = [leading(taus.sum(0), shared)] if shared else []
     if each:
-        common = triples[0].u if shared else taus.new_zeros(taus.shape[1], 0)
+        common = triples[0].u if shared else taus[0, ..., :0]
         triples += own(taus, common, each)
     if not triples:
         return taus.sum(0)
     u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
-    return s.sum() / (s > 0).sum().clamp(min=1) * (polar(u) @ polar(v).T)
+    mean = s.sum(-1) / (s > 0).sum(-1).clamp(min=1)
+    return mean[..., None, None] * (polar(u) @ polar(v).mT)
 
 
 def own(taus: Tensor, common: Tensor, count: int) -> Iterator[Triples]:
     """The leading triples of each τ_t (m, n) outside the span of U_c (m, k), without what is rounding of τ_t itself."""
-    outside = each_leading((tau - common @ (common.T @ tau) for tau in taus), count, taus)
+    outside = each_leading((tau - common @ (common.mT @ tau) for tau in taus), count, taus)
     for tau, triples in zip(taus, outside, strict=True):
-        yield triples.only(triples.s > rounding(tau) * torch.linalg.vector_norm(tau))
+        norm = torch.linalg.vector_norm(tau, dim=(-2, -1))
+        yield triples.only(triples.s > rounding(tau) * norm[..., None])

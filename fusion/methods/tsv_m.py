@@ -24,28 +24,28 @@ def tsv_m(taus: TaskVectors, *, rng: Generator, scaling: Scaling = 1.0) -> Merge
     """The pre-trained model plus `scaling` (α) times the tasks' decorrelated leading singular directions."""
 
     def update(layer: Layer) -> Tensor:
-        if layer.pretrained.dim() != 2:
+        if not layer.is_matrix:
             return layer.taus.mean(0)
         left, right, _ = decorrelate(layer.taus)
         with workers(left.device) as each:
-            return torch.cat(list(each(lambda rows: rows @ right.T, left.split(ROWS))))
+            return torch.cat(list(each(lambda rows: rows @ right.mT, left.split(ROWS, dim=-2))), dim=-2)
 
     def parts(layer: Layer) -> Tensor:
-        if layer.pretrained.dim() != 2:
+        if not layer.is_matrix:
             return layer.taus / len(layer.taus)
         left, right, counts = decorrelate(layer.taus)
         with workers(left.device) as each:
             pairs = zip(left.split(counts, dim=1), right.split(counts, dim=1), strict=True)
-            return torch.stack(list(each(lambda pair: pair[0] @ pair[1].T, pairs)))
+            return torch.stack(list(each(lambda pair: pair[0] @ pair[1].mT, pairs)))
 
-    return taus.map(update, scaling=scaling, parts=parts)
+    return taus.map(update, scaling=scaling, parts=parts, batched=True)
 
 
 def decorrelate(taus: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """U⊥ Σ (m, k) and V⊥ (n, k) of one layer, (T, m, n), and how many of the k columns are of each task."""
-    count = max(1, min(taus.shape[1:]) // len(taus))
+    count = max(1, min(taus.shape[-2:]) // len(taus))
     triples = list(each_leading(taus, count, taus))
     u, s, v = (torch.cat(parts, dim=-1) for parts in zip(*triples, strict=True))
     with workers(taus.device) as each:
         left, right = each(polar, (u, v))
-    return left * s, right, [len(task.s) for task in triples]
+    return left * s[..., None, :], right, [task.s.shape[-1] for task in triples]

@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from fusion.hyperparameters import Rate, Steps
+from fusion.methods._adam import descend
 from fusion.methods._spectrum import single_threaded
 from fusion.vectors import Layer, Merged, TaskVectors
 
@@ -38,38 +39,30 @@ def wudi(
     """
 
     def update(layer: Layer) -> Tensor:
-        if layer.pretrained.dim() != 2:
+        if not layer.is_matrix:
             return layer.taus.mean(0)
         dtype = layer.taus.dtype
         if solver == "adam":
-            return descend(layer.taus.sum(0), *normal_equations(layer.taus, dtype), steps, lr)
-        noise = max(layer.pretrained.shape) * torch.finfo(dtype).eps
+            gram, target = normal_equations(layer.taus, dtype)
+            return descend(layer.taus.sum(0), lambda tau: 2 * (tau @ gram - target), steps, lr)
+        noise = max(layer.pretrained.shape[-2:]) * torch.finfo(dtype).eps
         return solve(*normal_equations(layer.taus, torch.float64), noise**2).to(dtype)
 
-    return taus.map(update)
+    return taus.map(update, batched=solver == "adam")
 
 
 def normal_equations(taus: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Σ_t Ĝ_t (n, n) and Σ_t τ_t Ĝ_t (m, n) of (T, m, n), in that dtype."""
-    norms = torch.linalg.vector_norm(taus, dim=(1, 2), dtype=torch.float64).tolist()  # 1e30 has no square
-    rows, columns = taus.shape[1:]
-    gram, target = taus.new_zeros(columns, columns, dtype=dtype), taus.new_zeros(rows, columns, dtype=dtype)
+    """Σ_t Ĝ_t (..., n, n) and Σ_t τ_t Ĝ_t (..., m, n) of (T, ..., m, n), in that dtype."""
+    norms = torch.linalg.vector_norm(taus, dim=(-2, -1), keepdim=True, dtype=torch.float64)  # 1e30 has no square
+    norms = norms.where(norms > 0, 1).to(dtype)
+    *batch, rows, columns = taus.shape[1:]
+    gram, target = (taus.new_zeros(*batch, size, columns, dtype=dtype) for size in (columns, rows))
     for tau, norm in zip(taus, norms, strict=True):
-        if norm > 0:
-            unit = tau.to(dtype) / norm
-            own = unit.T @ unit
-            gram += own
-            target += tau.to(dtype) @ own
+        unit = tau.to(dtype) / norm
+        own = unit.mT @ unit
+        gram += own
+        target += tau.to(dtype) @ own
     return gram, target
-
-
-def descend(start: Tensor, gram: Tensor, target: Tensor, steps: int, lr: float) -> Tensor:
-    """τ (m, n) after Adam's steps."""
-    adam = torch.optim.Adam([start], lr=lr)
-    for _ in range(steps):
-        start.grad = 2 * (start @ gram - target)
-        adam.step()
-    return start
 
 
 @single_threaded
