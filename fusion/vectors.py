@@ -30,7 +30,7 @@ class NotApplicable(ValueError):
 
 
 class Layer(NamedTuple):
-    """One named tensor of all models in at least float32; or a flat run of its coordinates, or matrices of one shape."""
+    """One named tensor of all models in at least float32; or a flat run of its coordinates; or several matrices."""
 
     name: str
     pretrained: Tensor  # θ0: (*shape), or (c,) of a run, or (B, m, n)

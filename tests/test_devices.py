@@ -167,13 +167,13 @@ def test_matrices_of_one_shape_are_updated_together_as_far_as_memory_goes(monkey
 
     shapes = {"0.w": (3, 2), "0.b": (3,), "1.w": (3, 2), "1.v": (2, 3), "2.w": (3, 2)}
     taus = TaskVectors(*random_models(shapes, 2))
-    for most, expected in (
+    for most, wanted in (
         (1 << 30, [(2, 3, 3, 2), (2, 3), (2, 2, 3)]),
         (100, [(2, 2, 3, 2), (2, 3), (2, 2, 3), (2, 3, 2)]),
     ):
         monkeypatch.setattr("fusion.alike.AT_ONCE", most)
         found = {layer.name: one for layer, one in updates(taus, update)}
-        assert given == expected and list(found) == list(shapes)
+        assert given == wanted and list(found) == list(shapes)
         assert_close(found, {layer.name: layer.taus.sum(0) for layer in taus.layers()})
         given.clear()
 
