@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from laws import CONTENT, SEARCHES
 from pretend_device import THERE, PretendDevice, Seen
 from test_methods_contract import each_variant, obeying, tasks
 from test_methods_contract import models as all_models
+from tiny_network import NETWORKS, tiny_network
 from tiny_vectors import Model, label, merge, random_models, variants
 from torch import Generator, Tensor
 from torch.testing import assert_close
@@ -20,6 +22,7 @@ from fusion.alike import updates
 from fusion.held import within_memory
 from fusion.methods._mask import logistic
 from fusion.methods.dare import drop
+from fusion.objectives import TotalEntropy
 from fusion.pipelines import needs, parts
 from fusion.vectors import Layer, Merged, TaskVectors
 
@@ -99,6 +102,24 @@ def test_task_vectors_without_room_on_the_device_are_streamed_from_the_host(
     if hyper.get("granularity") != "none":
         assert seen.moved > size
         assert "0.0001 GB free on meta: they stay on the host and are streamed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("algorithm", "hyper"), ADAPTIVE, ids=label)
+def test_a_network_on_a_device_is_adapted_to_as_on_the_cpu(
+    algorithm: str, hyper: dict[str, Any], kind: str, plain: None
+) -> None:
+    """Forward and backward, float64: small differences must not become other signs."""
+    taus, objective = tiny_network(kind)
+    batches = [next(stream) for stream in objective.streams]
+    expected = merge(algorithm, taus, objective, **hyper).for_task(0).tensors()
+    with PretendDevice() as seen:
+        there = TaskVectors(elsewhere(dict(taus.pretrained)), [elsewhere(dict(model)) for model in taus.finetuned])
+        streams = [repeat(batch.to(THERE)) for batch in batches]
+        seen.moved = 0
+        merged = merge(algorithm, there, TotalEntropy(dict, objective.logits, streams), **hyper).for_task(0).tensors()
+        assert seen.moved < 300  # numbers of the merge, not of its steps
+        assert_close({name: tensor.cpu() for name, tensor in merged.items()}, expected)
 
 
 def test_what_does_not_fit_is_begun_again_with_task_vectors_on_the_host(
