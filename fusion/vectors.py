@@ -223,7 +223,7 @@ def device_of(tensors: Mapping[str, Tensor]) -> torch.device:
 
 def run_length(tasks: int, place: torch.device) -> int:
     """The number of coordinates of one run of so many task vectors on a device."""
-    return max(1, (RUN if place == CPU else RUN_ELSEWHERE) // tasks)
+    return max(1, (RUN if place.type == "cpu" else RUN_ELSEWHERE) // tasks)
 
 
 def _split(layer: Layer) -> Iterator[Layer]:
