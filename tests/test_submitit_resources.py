@@ -203,8 +203,8 @@ def test_an_unknown_resource_of_any_rule_ends_the_run_before_a_job_begins(sandbo
 def test_setup_and_precommand_and_shadow_folders_count_without_slurm_too(sandbox: Sandbox) -> None:
     sandbox.rule("facts", resources="runtime=5, gpu=1")
     script = f'script: "{ROOT}/workflow/scripts/stage.py"'
-    sandbox.add(f"\nrule shadow:\n    output: out='shadow.txt'\n    shadow: 'minimal'\n    {STAGE}\n    {script}\n")
-    sandbox.add("", "shadow.txt")
+    own = "output: out='shadow.txt'\n    resources: runtime=5, gpus=1\n    shadow: 'minimal'"
+    sandbox.add(f"\nrule shadow:\n    {own}\n    {STAGE}\n    {script}\n", "shadow.txt")
     lines = "export MINE=1\nexport SLURM_JOB_PARTITION=told"
     code, output = sandbox.run(
         "--submitit-cluster", "local", "--submitit-devices", "7", "--submitit-setup", lines,
@@ -214,5 +214,5 @@ def test_setup_and_precommand_and_shadow_folders_count_without_slurm_too(sandbox
     called, shadow = sandbox.facts("facts/0"), sandbox.facts("shadow.txt")
     for facts in (called, shadow):
         assert (facts["SLURM_JOB_PARTITION"], facts["SLURM_ARRAY_JOB_ID"]) == ("told", "1")
-    assert (called["CUDA_VISIBLE_DEVICES"], called["gpus"]) == ("7", 1)
+        assert (facts["CUDA_VISIBLE_DEVICES"], facts["gpus"]) == ("7", 1)
     assert ".snakemake/shadow/" in shadow["folder"] and called["folder"] == str(sandbox.folder)
