@@ -64,7 +64,8 @@ class Executor(RemoteExecutor):
 
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What a Snakemake in a job is given: it runs the job there and then."""
-        return "--executor local --quiet all"
+        is_for_all = self.workflow.workflow_settings.cache == []  # which Snakemake itself does not pass on
+        return "--executor local --quiet all" + " --cache" * is_for_all
 
     def get_python_executable(self) -> str:
         """The Python of such a Snakemake: that of the job."""
