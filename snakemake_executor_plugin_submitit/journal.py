@@ -18,6 +18,7 @@ from fusion.artifacts import new_file
 
 from .entries import COPY, JOURNAL, VERSION, Batch, Entries, is_batch
 from .lock import Lock
+from .settings import ExecutorSettings
 
 
 class Journal(Entries):
@@ -40,12 +41,18 @@ class Journal(Entries):
             file.write_bytes(b"".join(line + b"\n" for line in self.kept))
         self._file = (folder / JOURNAL).open("a", encoding="utf-8")
 
-    def submitting(self, name: str, jobs: Sequence[Sequence[tuple[str, str, str]]], cluster: str) -> Batch:
+    def submitting(
+        self,
+        name: str,
+        jobs: Sequence[Sequence[tuple[str, str, str]]],
+        cluster: str,
+        patience: float = ExecutorSettings.patience,
+    ) -> Batch:
         """Notes a batch before it is submitted: of every task's jobs the output, and hashes of its work and inputs.
 
-        Raises OSError where that cannot be noted.
+        patience: seconds for which the scheduler may not list it. Raises OSError where that cannot be noted.
         """
-        event = {"batch": name, "time": time.time(), "cluster": cluster, "jobs": jobs}
+        event = {"batch": name, "time": time.time(), "cluster": cluster, "patience": patience, "jobs": jobs}
         with new_file(self.folder / name / COPY) as file:
             file.write_text(_line(event), encoding="utf-8")
         with self._writing:
@@ -55,7 +62,7 @@ class Journal(Entries):
 
     def submitted(self, name: str, identifier: str) -> None:
         """Notes the scheduler's id of a batch."""
-        self._write({"batch": name, "id": identifier}, sync=True)
+        self._write({"batch": name, "id": identifier, "time": time.time()}, sync=True)
 
     def cancelled(self, name: str) -> None:
         """Notes that the scheduler was asked to cancel a batch, whose processes may take a while to end."""

@@ -221,7 +221,7 @@ class Submissions:
         if self.cancelled:
             return
         folder.mkdir(parents=True)
-        batch = self._journal.submitting(name, keys, self._cluster)
+        batch = self._journal.submitting(name, keys, self._cluster, self._settings.patience)
         try:
             identifier = self.backend.submit(folder, name, functions, wanted | {"slurm_comment": comment(jobs)})
         except (ValueError, OSError) as error:
