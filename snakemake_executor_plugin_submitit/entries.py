@@ -42,6 +42,7 @@ class Batch:
     sent: float = 0.0  # seconds since the epoch: when its id was noted, which may be long after its first attempt
     cancelled: bool = False
     open: set[str] = field(default_factory=set)  # the outputs of jobs that are not over
+    ended: set[str] = field(default_factory=set)  # of jobs that ended well while no run needed them
 
     def job_id(self, task: int) -> str:
         """The scheduler's id of one task."""
@@ -70,7 +71,7 @@ class Entries:
 
     @property
     def places(self) -> Mapping[str, Place]:
-        """Where the jobs that are not known to be over were submitted last, by their outputs."""
+        """Where the jobs whose ends no run was told of were submitted last, by their outputs."""
         return self._places
 
     @property
@@ -103,6 +104,10 @@ class Entries:
         """Changes what is known by one event."""
         if "over" in event:
             self._forget(event["over"])
+        elif "ended" in event:
+            batch = self.batches[self._places[event["ended"]].batch]
+            batch.open.discard(event["ended"])
+            batch.ended.add(event["ended"])
         elif "id" in event:
             batch = self.batches[event["batch"]]
             batch.id, batch.sent = event["id"], float(event.get("time", batch.time))
@@ -131,6 +136,7 @@ class Entries:
         place = self._places.pop(output, None)
         if place:
             self.batches[place.batch].open.discard(output)
+            self.batches[place.batch].ended.discard(output)
 
 
 def here(cluster: str) -> str:

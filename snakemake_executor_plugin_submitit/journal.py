@@ -1,8 +1,9 @@
 """What was submitted, on disk before and after every call of the scheduler: nothing is lost when this process is.
 
 One line of JSON an event, appended and flushed: a batch of jobs is about to be submitted, a batch has its id, it was
-cancelled, a job is over. A line that cannot be read is set aside with a word; of a batch whose own line is lost, a copy
-stands in its folder. A line that a crash cut short is the last one, and is dropped.
+cancelled, a job is over, or has ended while no run needed it. A line that cannot be read is set aside with a word; of
+a batch whose own line is lost, a copy stands in its folder. A line that a crash cut short is the last one, and is
+dropped.
 """
 
 import json
@@ -35,7 +36,10 @@ class Journal(Entries):
         self.lost: list[str] = []  # the names of batches of which nothing else is known
         if self.damaged:
             tell(self._set_aside())
-        if not any(batch.open for batch in self.batches.values()):
+        for output in self.places.keys() - self.live.keys():
+            if not self.outcome(self.places[output]):  # its files were removed since
+                self._forget(output)
+        if not self.places:
             self.batches, self.kept = {}, []  # it does not grow for ever
         with new_file(folder / JOURNAL) as file:
             file.write_bytes(b"".join(line + b"\n" for line in self.kept))
@@ -73,9 +77,14 @@ class Journal(Entries):
         place = self.places.get(output)
         if place is not None:
             self._write({"over": output})
-            if not self.batches[place.batch].open:
+            batch = self.batches[place.batch]
+            if not batch.open and not batch.ended:
                 with suppress(OSError):
                     (self.folder / place.batch / COPY).unlink(missing_ok=True)
+
+    def ended(self, output: str) -> None:
+        """Notes that the job ended well while no run needed it; one that does takes it up as long as it has files."""
+        self._write({"ended": output})
 
     def close(self) -> None:
         """Lets another process have the journal."""

@@ -11,6 +11,8 @@ from mini_slurm import HOST, Slurm
 from tiny import ROOT
 from waiting import Running, wait_for
 
+from snakemake_executor_plugin_submitit.entries import Entries
+
 pytestmark = pytest.mark.slow
 SLURM: dict[str, object] = {}
 BESIDE = """
@@ -185,6 +187,17 @@ def test_jobs_that_nothing_needs_now_are_named(slurm: Slurm, sandbox: Sandbox) -
     code, output = sandbox.run("there")
     assert code == 0 and "Nothing to be done" in output, output
     assert "2 jobs of an earlier run are still in the queue" in output and f"`scancel {jobs}`" in output, output
+    sandbox.release()
+    wait_for(lambda: not slurm.jobs(), "the end of the jobs", over=slurm.is_over, state=slurm.jobs)
+    code, output = sandbox.run("there")
+    assert code == 0 and "nothing needs now what it made: count/0, count/1; a run that does" in output, output
+    assert not Entries(sandbox.folder / ".snakemake/submitit").live
+    code, output = sandbox.run("there")
+    assert code == 0 and "of an earlier run" not in output, output
+    code, output = sandbox.run()
+    assert code == 0 and output.count("was submitted before: job") == 2, output
+    assert [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]]
+    assert not Entries(sandbox.folder / ".snakemake/submitit").places
 
 
 def test_plain_snakemake_runs_nothing_that_slurm_has(slurm: Slurm, sandbox: Sandbox) -> None:

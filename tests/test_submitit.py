@@ -54,6 +54,28 @@ def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
     assert (tmp_path / "journal.jsonl").read_text() == ""  # nothing is open: it does not grow for ever
 
 
+def test_what_ended_well_unneeded_lives_no_more_and_is_forgotten_with_its_files(tmp_path: Path) -> None:
+    journal = journal_of_one_batch(tmp_path)
+    for output in ("a", "c"):
+        outcome.write(journal.outcome_file(journal.places[output]), outcome.Outcome("", "host", 1.0, 2.0, 3.0))
+        journal.ended(output)
+    for name in ("77_submitted.pkl", "77_0_result.pkl", "0.0.started"):  # its process is over
+        (tmp_path / "one.0123abcd" / name).touch()
+    assert journal.live.keys() == {"b"} and journal.places.keys() == {"a", "b", "c"}
+    journal.over("b")
+    journal.over("c")
+    journal.close()
+    Tidying(tmp_path, lambda: {batch.name for batch in journal.batches.values() if batch.open}, keep=10).tidy()
+    journal = Journal(tmp_path, pytest.fail)
+    assert not journal.live and journal.places.keys() == {"a"} and journal.outcome(journal.places["a"])
+    journal.close()
+    os.utime(tmp_path / "one.0123abcd", (0, 0))
+    Tidying(tmp_path, lambda: set(), keep=10).tidy()
+    journal = Journal(tmp_path, pytest.fail)
+    assert not journal.places and (tmp_path / "journal.jsonl").read_text() == ""
+    journal.close()
+
+
 def test_a_later_submission_of_an_output_replaces_the_earlier(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for name, work in {"one.0123abcd": "1", "one.0123abce": "2"}.items():
