@@ -4,14 +4,13 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from logging import LogRecord
 from threading import current_thread, main_thread
 from typing import Any
 
-import psutil
 from snakemake.benchmark import BenchmarkRecord, benchmarked, write_benchmark_records
 from snakemake.exceptions import SpawnedJobError
 from snakemake.executors.local import Executor as LocalExecutor
@@ -26,7 +25,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_executor_plugin_submitit.beside import hold_free
 
 from .payload import payload
-from .processes import Processes
+from .processes import Processes, end_children
 from .progress import Progress
 from .report import describe, failure, has_stage, tell
 
@@ -103,9 +102,7 @@ class Executor(LocalExecutor):
     def cancel(self) -> None:
         """Ends all jobs; stages are interrupted first, so that they remove what they have half written."""
         self._processes.stop()
-        for process in psutil.Process().children(recursive=True):  # those of other rules, and the fork server
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
+        end_children()  # those of other rules, and the fork server
         super().cancel()
 
     @property

@@ -48,7 +48,9 @@ def quiet(profile: str, *options: str) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SNAKEMAKE_PROFILE", raising=False)
         patch.setattr("sys.argv", ["snakemake", *options])
-        return yte.process_yaml((ROOT / f"profiles/{profile}/config.yaml").read_text())["quiet"]
+        settings = yte.process_yaml((ROOT / f"profiles/{profile}/config.yaml").read_text())
+    assert settings
+    return settings["quiet"]
 
 
 def flags() -> set[str]:

@@ -203,10 +203,14 @@ def test_two_main_processes_do_not_share_a_folder(slurm: Slurm, sandbox: Sandbox
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_of_the_main_process_cancels_its_jobs(slurm: Slurm, sandbox: Sandbox, number: int) -> None:
     sandbox.rule("count", jobs=3, steps=30, until="go")  # they do not end of themselves
+    shell = "touch begun; sleep 100; touch {output}"
+    sandbox.add(f"\nlocalrules: near\nrule near:\n    output: 'near'\n    shell: '{shell}'\n", "near")
     running = sandbox.start()
     await_starts(slurm, sandbox, running, 1)
+    wait_for((sandbox.folder / "begun").exists, "the local rule", by=running)
     running.send_signal(number)
     assert running.finish()[0] != 0
+    assert not (sandbox.folder / "near").exists()
     wait_for(lambda: not slurm.jobs(), "the end of the jobs", state=slurm.jobs)
     assert not any((sandbox.folder / f"count/{i}").exists() for i in range(3))
 
