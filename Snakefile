@@ -17,6 +17,7 @@ include: "workflow/rules/check.smk"
 
 
 onstart:
+    hold_free_for_any(workflow)
     for line in said_of_sources():
         logger.info(line)
 

@@ -4,15 +4,13 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from logging import LogRecord
-from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-import psutil
 from snakemake.benchmark import BenchmarkRecord, benchmarked, write_benchmark_records
 from snakemake.exceptions import SpawnedJobError
 from snakemake.executors.local import Executor as LocalExecutor
@@ -24,8 +22,10 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.settings import ExecutorSettingsBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from snakemake_executor_plugin_submitit.beside import hold_free
+
 from .payload import payload
-from .processes import Processes
+from .processes import Processes, end_children
 from .progress import Progress
 from .report import describe, failure, has_stage, tell
 
@@ -54,7 +54,7 @@ class Executor(LocalExecutor):
         super().__post_init__()
         self._quieten()
         jobs = list(self.dag.needrun_jobs())
-        self._free = _hold_free(jobs) if jobs else None
+        self._free = hold_free(jobs)
         self._progress = Progress(Counter(job.rule.name for job in jobs))
         names = (name.strip() for name in self.executor_settings.preload.split(","))
         self._processes = Processes([name for name in names if name])
@@ -102,9 +102,7 @@ class Executor(LocalExecutor):
     def cancel(self) -> None:
         """Ends all jobs; stages are interrupted first, so that they remove what they have half written."""
         self._processes.stop()
-        for process in psutil.Process().children(recursive=True):  # those of other rules, and the fork server
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
+        end_children()  # those of other rules, and the fork server
         super().cancel()
 
     @property
@@ -152,19 +150,6 @@ class Executor(LocalExecutor):
             record.wildcards, record.params, record.resources = job.wildcards, job.params, job.resources
             record.input = job.input
         write_benchmark_records(records, str(job.benchmark), self.workflow.output_settings.benchmark_extended)
-
-
-def _hold_free(jobs: list[Any]) -> Any:
-    """Returns where no job of an earlier run is about to make, on a cluster, what these jobs make.
-
-    Returns a lock, where there is a folder of such jobs: as long as it is held, nobody submits others.
-    """
-    if not Path(".snakemake/submitit").exists():
-        return None
-    # only where there is something to look at: the import takes a while
-    from snakemake_executor_plugin_submitit import batches, elsewhere
-
-    return elsewhere.hold_free({batches.key(job) for job in jobs})
 
 
 def _singles(job: Any) -> list[Any]:

@@ -13,6 +13,8 @@ from multiprocessing.reduction import ForkingPickler
 from threading import Condition
 from typing import Any
 
+import psutil
+
 from fusion.job import Job
 
 from . import worker
@@ -99,6 +101,13 @@ class Processes:
         _signal_group(pid, signal.SIGKILL)
         assert code is not None
         return code
+
+
+def end_children() -> None:
+    """Lets all that this process started, and what that started, end."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            process.terminate()
 
 
 def _signal_group(pid: int | None, number: int) -> None:

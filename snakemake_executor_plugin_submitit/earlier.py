@@ -42,7 +42,8 @@ class Earlier:
         if place is None:
             return None
         batch, done = self._journal.batches[place.batch], self._journal.outcome(place)
-        if batch.cluster != self._cluster:  # and is over, or this run would have been refused
+        is_lost = output in batch.ended and not done  # what it left was removed since
+        if is_lost or batch.cluster != self._cluster:  # and is over, or this run would have been refused
             return self._journal.over(output)
         self._search.find_id(batch)
         identifier = batch.job_id(place.task)
@@ -67,20 +68,29 @@ class Earlier:
         places = dict(self._journal.places)
         kept = {(place.batch, place.task) for output, place in places.items() if output in needed}
         left: dict[str, list[str]] = {}
+        ended: list[str] = []
         for output, place in places.items():
             batch = self._journal.batches[place.batch]
             if batch.cluster != self._cluster:
                 continue
             self._search.find_id(batch)
-            if output in needed:
+            if output in needed or output in batch.ended:
                 continue
             done = self._journal.outcome(place)
             if done.error if done else not batch.id:
                 self._journal.over(output)
-            elif not done and (place.batch, place.task) not in kept:
+            elif done:
+                self._journal.ended(output)
+                ended.append(output)
+            elif (place.batch, place.task) not in kept:
                 left.setdefault(batch.job_id(place.task), []).append(output)
         if left:
             self._tell_of(left)
+        if ended:
+            named = ", ".join(ended[:MANY]) + ", …" * (len(ended) > MANY)
+            count = f"{len(ended)} jobs of an earlier run have" if len(ended) > 1 else "a job of an earlier run has"
+            text = f"{count} ended well, and nothing needs now what it made: {named}"
+            self._voice.say(f"{text}; a run that does takes it up")
 
     def _tell_of(self, left: Mapping[str, Sequence[str]]) -> None:
         """Names those that are still in the queue; left: the outputs of each job, by its id."""

@@ -1,7 +1,10 @@
-"""A job that a scheduler has is not run by another executor at the same time."""
+"""A job that a scheduler has, or may have without listing it yet, is not run by another executor at the same time."""
 
+import math
+import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from snakemake_interface_common.exceptions import WorkflowError
@@ -9,7 +12,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from fusion.artifacts import new_file
 
 from . import slurm
-from .entries import Entries, here
+from .entries import Batch, Entries, here
 from .lock import Lock
 from .on_host import Local
 from .settings import ExecutorSettings
@@ -21,6 +24,14 @@ OTHERS = "folders"  # a file in that one, which names others
 MANY = 5  # outputs that are named
 
 
+@dataclass
+class Left:
+    """What was submitted under one id, or one name, and has left no outcome."""
+
+    batch: Batch
+    outputs: list[str] = field(default_factory=list)
+
+
 def require_free(needed: Collection[str], folder: Path = FOLDER, own: str = "") -> None:
     """Returns where no place other than our `own` has jobs that make any of the outputs that are `needed`.
 
@@ -28,11 +39,12 @@ def require_free(needed: Collection[str], folder: Path = FOLDER, own: str = "") 
     """
     entries = Entries(folder)
     for cluster in {batch.cluster for batch in entries.batches.values()} - {own}:
-        left: dict[str, list[str]] = {}  # outputs by the job's id, or by the batch's name where no id was noted
-        for output, place in entries.places.items():
+        left: dict[str, Left] = {}  # by the job's id, or by the batch's name where no id was noted
+        for output, place in entries.live.items():
             batch = entries.batches[place.batch]
             if output in needed and batch.cluster == cluster and not entries.outcome(place):
-                left.setdefault(batch.job_id(place.task) if batch.id else batch.name, []).append(output)
+                key = batch.job_id(place.task) if batch.id else batch.name
+                left.setdefault(key, Left(batch)).outputs.append(output)
         if left:
             _require_over(cluster, left, folder)
 
@@ -64,7 +76,7 @@ def remember(folder: Path) -> None:
         file.write_text("\n".join(sorted(known | {str(folder)})), encoding="utf-8")
 
 
-def _require_over(cluster: str, left: Mapping[str, Collection[str]], folder: Path) -> None:
+def _require_over(cluster: str, left: Mapping[str, Left], folder: Path) -> None:
     option = f"--submitit-cluster {cluster.partition(' on ')[0]}"
     back = f"`snakemake --executor submitit {option}`, or the profile that says so, takes them up"
     if cluster not in QUERIES:
@@ -84,11 +96,24 @@ def _require_over(cluster: str, left: Mapping[str, Collection[str]], folder: Pat
             f"where SLURM is; where it has none any more, remove {folder}"
         ) from error
     alive = {one: left[key] for one, (key, state) in known.items() if not state.end}
+    now, listed = time.time(), {key for key, _ in known.values()}
+    unlisted = {key: one for key, one in left.items() if key not in listed and one.batch.unlisted_for(now) > 0}
+    if alive or unlisted:
+        raise WorkflowError(_refusal(cluster, alive, unlisted, back, now))
+
+
+def _refusal(cluster: str, alive: Mapping[str, Left], unlisted: Mapping[str, Left], back: str, now: float) -> str:
+    """Why this run cannot be, and the ways out; alive: by id; unlisted: by id, or by name where no id was noted."""
+    outputs = sorted({output for one in (*alive.values(), *unlisted.values()) for output in one.outputs})
+    told = ", ".join(outputs[:MANY]) + ", …" * (len(outputs) > MANY)
+    ids = [*alive, *(one for one in unlisted if one[0].isdigit())]
+    cancels = [" ".join(["scancel" if cluster == "slurm" else "kill", *sorted(ids)])] * bool(ids)
+    cancels += [f"scancel --name={one}" for one in sorted(unlisted.keys() - set(ids))]  # scancel takes one name
+    cancel = ", ".join(f"`{command}`" for command in cancels)
     if alive:
-        outputs = sorted({output for found in alive.values() for output in found})
-        told = ", ".join(outputs[:MANY]) + ", …" * (len(outputs) > MANY)
-        canceller = "scancel" if cluster == "slurm" else "kill"
-        raise WorkflowError(
-            f"jobs that this run needs are in the queue already (an earlier run submitted them; they make {told}): "
-            f"{back}; or cancel them first with `{canceller} {' '.join(sorted(alive))}`"
-        )
+        words, way = "are in the queue already (an earlier run submitted them", f"or cancel them first with {cancel}"
+    else:
+        seconds = math.ceil(max(one.batch.unlisted_for(now) for one in unlisted.values()))
+        words = "may be in the queue (an earlier run has just submitted them, and squeue does not list them yet"
+        way = f"or cancel them with {cancel}; or wait {seconds} seconds: what is not listed then counts as gone"
+    return f"jobs that this run needs {words}; they make {told}): {back}; {way}"

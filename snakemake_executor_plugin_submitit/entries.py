@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import outcome
+from .settings import ExecutorSettings
 
 VERSION = 2  # of an event; the first had none
 JOURNAL = "journal.jsonl"
@@ -36,13 +37,25 @@ class Batch:
     tasks: int
     time: float  # seconds since the epoch
     cluster: str = "slurm"  # or the host of processes, as `here` says
+    patience: float = ExecutorSettings.patience  # seconds for which its scheduler may not list it
     id: str = ""
+    sent: float = 0.0  # seconds since the epoch: when its id was noted, which may be long after its first attempt
     cancelled: bool = False
     open: set[str] = field(default_factory=set)  # the outputs of jobs that are not over
+    ended: set[str] = field(default_factory=set)  # of jobs that ended well while no run needed them
 
     def job_id(self, task: int) -> str:
         """The scheduler's id of one task."""
         return self.id if self.tasks == 1 else f"{self.id}_{task}"
+
+    def unlisted_for(self, now: float) -> float:
+        """For how many seconds more its scheduler may not list it; now: seconds since the epoch.
+
+        0 where it was cancelled, or is of processes, which can be seen at once.
+        """
+        if self.cancelled or self.cluster != "slurm":
+            return 0.0
+        return max(0.0, max(self.time, self.sent) + self.patience - now)
 
 
 class Entries:
@@ -58,8 +71,13 @@ class Entries:
 
     @property
     def places(self) -> Mapping[str, Place]:
-        """Where the jobs that are not known to be over were submitted last, by their outputs."""
+        """Where the jobs whose ends no run was told of were submitted last, by their outputs."""
         return self._places
+
+    @property
+    def live(self) -> Mapping[str, Place]:
+        """Those of `places` where a job may still be at work, or where this run is to be told of its end."""
+        return {output: place for output, place in self._places.items() if output in self.batches[place.batch].open}
 
     def outcome_file(self, place: Place) -> Path:
         """Where the job at this place leaves its outcome."""
@@ -86,16 +104,21 @@ class Entries:
         """Changes what is known by one event."""
         if "over" in event:
             self._forget(event["over"])
+        elif "ended" in event:
+            batch = self.batches[self._places[event["ended"]].batch]
+            batch.open.discard(event["ended"])
+            batch.ended.add(event["ended"])
         elif "id" in event:
-            self.batches[event["batch"]].id = event["id"]
+            batch = self.batches[event["batch"]]
+            batch.id, batch.sent = event["id"], float(event.get("time", batch.time))
         elif "cancelled" in event:
             self.batches[event["batch"]].cancelled = True
         else:
             self._begin(event)
 
     def _begin(self, event: dict[str, Any]) -> None:
-        cluster = event.get("cluster", "slurm")
-        batch = Batch(event["batch"], len(event["jobs"]), float(event["time"]), cluster)
+        cluster, patience = event.get("cluster", "slurm"), float(event.get("patience", ExecutorSettings.patience))
+        batch = Batch(event["batch"], len(event["jobs"]), float(event["time"]), cluster, patience)
         places = {
             output: Place(batch.name, task, index, *(hashes if len(hashes) == 2 else ("", "")))
             for task, jobs in enumerate(event["jobs"])
@@ -113,6 +136,7 @@ class Entries:
         place = self._places.pop(output, None)
         if place:
             self.batches[place.batch].open.discard(output)
+            self.batches[place.batch].ended.discard(output)
 
 
 def here(cluster: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
+from snakemake_executor_plugin_forkserver.processes import end_children
 from snakemake_executor_plugin_forkserver.progress import Progress
 from snakemake_executor_plugin_forkserver.report import describe
 
@@ -64,7 +65,8 @@ class Executor(RemoteExecutor):
 
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What a Snakemake in a job is given: it runs the job there and then."""
-        return "--executor local --quiet all"
+        is_for_all = self.workflow.workflow_settings.cache == []  # which Snakemake itself does not pass on
+        return "--executor local --quiet all" + " --cache" * is_for_all
 
     def get_python_executable(self) -> str:
         """The Python of such a Snakemake: that of the job."""
@@ -101,6 +103,11 @@ class Executor(RemoteExecutor):
         """Cancels everything that was submitted and is not over, and what was just being submitted."""
         if not self._submissions.cancelled:
             self._submissions.cancel()
+
+    def cancel(self) -> None:
+        """The same, and ends the local rules at work, whose ends Snakemake would await."""
+        super().cancel()
+        end_children()
 
     def shutdown(self) -> None:
         """Ends the polling."""

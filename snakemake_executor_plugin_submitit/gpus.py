@@ -1,9 +1,11 @@
 """How many GPUs a job asks for, and of which type, from the ways in which users say so."""
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
+GIVEN = "FUSION_GIVEN_GPUS"  # of the environment: 1 where a scheduler gives a job the GPUs that its resources say
 TYPED = re.compile(r"(?:(?P<type>[^:,\s]*[^:,\s\d][^:,\s]*):)?(?P<count>\d+)")  # 2, or a100:2
 
 
@@ -28,6 +30,11 @@ def count(resources: Mapping[str, Any]) -> int:
         said = ", ".join(f"{name}={resources[name]}" for name in counts)
         raise ValueError(f"got {said}, which are different numbers of GPUs; expected one of them, or equal numbers")
     return next(iter(counts.values()), 0)
+
+
+def given(resources: Mapping[str, Any]) -> int:
+    """The number of GPUs that this process was given; 0 where no scheduler gives any. Raises the errors of `asked`."""
+    return count(resources) if os.environ.get(GIVEN) else 0
 
 
 def in_gres(resources: Mapping[str, Any]) -> int | None:

@@ -17,11 +17,18 @@ COMMENT = 200  # characters
 def is_called(job: Any) -> bool:
     """Whether the job is a stage that the process of the SLURM job calls itself.
 
-    Shadow folders, conda, containers and environment modules are things that only a Snakemake of the job's own makes.
+    Shadow folders, conda, containers and environment modules, repeated benchmarks and results that workflows share
+    (`cache`) are things that only a Snakemake of the job's own makes.
     """
-    if not has_stage(job) or job.is_shadow:
+    if not has_stage(job) or job.is_shadow or (job.benchmark_repeats or 1) > 1 or _is_cached(job):
         return False
     return not job.rule.workflow.deployment_settings.deployment_method
+
+
+def _is_cached(job: Any) -> bool:
+    """Whether --cache is given, with a place for the cache, and the rule says that its results may be shared."""
+    is_on = job.rule.workflow.output_file_cache is not None
+    return is_on and job.rule.cache is not None and job.rule.cache.output
 
 
 def limited(job: Any) -> set[str]:

@@ -1,8 +1,9 @@
 """What was submitted, on disk before and after every call of the scheduler: nothing is lost when this process is.
 
 One line of JSON an event, appended and flushed: a batch of jobs is about to be submitted, a batch has its id, it was
-cancelled, a job is over. A line that cannot be read is set aside with a word; of a batch whose own line is lost, a copy
-stands in its folder. A line that a crash cut short is the last one, and is dropped.
+cancelled, a job is over, or has ended while no run needed it. A line that cannot be read is set aside with a word; of
+a batch whose own line is lost, a copy stands in its folder. A line that a crash cut short is the last one, and is
+dropped.
 """
 
 import json
@@ -18,6 +19,7 @@ from fusion.artifacts import new_file
 
 from .entries import COPY, JOURNAL, VERSION, Batch, Entries, is_batch
 from .lock import Lock
+from .settings import ExecutorSettings
 
 
 class Journal(Entries):
@@ -34,18 +36,27 @@ class Journal(Entries):
         self.lost: list[str] = []  # the names of batches of which nothing else is known
         if self.damaged:
             tell(self._set_aside())
-        if not any(batch.open for batch in self.batches.values()):
+        for output in self.places.keys() - self.live.keys():
+            if not self.outcome(self.places[output]):  # its files were removed since
+                self._forget(output)
+        if not self.places:
             self.batches, self.kept = {}, []  # it does not grow for ever
         with new_file(folder / JOURNAL) as file:
             file.write_bytes(b"".join(line + b"\n" for line in self.kept))
         self._file = (folder / JOURNAL).open("a", encoding="utf-8")
 
-    def submitting(self, name: str, jobs: Sequence[Sequence[tuple[str, str, str]]], cluster: str) -> Batch:
+    def submitting(
+        self,
+        name: str,
+        jobs: Sequence[Sequence[tuple[str, str, str]]],
+        cluster: str,
+        patience: float = ExecutorSettings.patience,
+    ) -> Batch:
         """Notes a batch before it is submitted: of every task's jobs the output, and hashes of its work and inputs.
 
-        Raises OSError where that cannot be noted.
+        patience: seconds for which the scheduler may not list it. Raises OSError where that cannot be noted.
         """
-        event = {"batch": name, "time": time.time(), "cluster": cluster, "jobs": jobs}
+        event = {"batch": name, "time": time.time(), "cluster": cluster, "patience": patience, "jobs": jobs}
         with new_file(self.folder / name / COPY) as file:
             file.write_text(_line(event), encoding="utf-8")
         with self._writing:
@@ -55,7 +66,7 @@ class Journal(Entries):
 
     def submitted(self, name: str, identifier: str) -> None:
         """Notes the scheduler's id of a batch."""
-        self._write({"batch": name, "id": identifier}, sync=True)
+        self._write({"batch": name, "id": identifier, "time": time.time()}, sync=True)
 
     def cancelled(self, name: str) -> None:
         """Notes that the scheduler was asked to cancel a batch, whose processes may take a while to end."""
@@ -66,9 +77,14 @@ class Journal(Entries):
         place = self.places.get(output)
         if place is not None:
             self._write({"over": output})
-            if not self.batches[place.batch].open:
+            batch = self.batches[place.batch]
+            if not batch.open and not batch.ended:
                 with suppress(OSError):
                     (self.folder / place.batch / COPY).unlink(missing_ok=True)
+
+    def ended(self, output: str) -> None:
+        """Notes that the job ended well while no run needed it; one that does takes it up as long as it has files."""
+        self._write({"ended": output})
 
     def close(self) -> None:
         """Lets another process have the journal."""

@@ -25,6 +25,7 @@ from fusion.job import QUEUED, Job, run
 from snakemake_executor_plugin_forkserver.worker import limit_threads, redirect
 
 from . import outcome, restarts
+from .gpus import GIVEN
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the network is not here
 GRACE = (20, 5)  # seconds after SIGTERM, and after SIGKILL
@@ -116,7 +117,7 @@ class Command(Checkpointable):
         began = time.time()
         outcome.started(Path(self.outcome)).write_text(socket.gethostname(), encoding="utf-8")
         handler = restarts.listen(lambda: handler.requeue())
-        environment = {**os.environ, PYTHON: sys.executable}
+        environment = {**os.environ, PYTHON: sys.executable, GIVEN: "1"}
         options: dict[str, Any] = {"cwd": self.folder, "start_new_session": True, "env": environment}
         self._process = subprocess.Popen(self.command, shell=True, **options)
         try:

@@ -47,7 +47,8 @@ class ExecutorSettings(ExecutorSettingsBase):
         default=300.0, metadata={"help": "Seconds without other news after which the queue is described in a line."}
     )
     keep_failed: float = field(
-        default=10.0, metadata={"help": "Days for which submitit's files of failed jobs are kept."}
+        default=10.0,
+        metadata={"help": "Days for which submitit's files of jobs are kept that failed, or that no run needed."},
     )
     setup: str = field(
         default="",

@@ -108,7 +108,7 @@ class Submissions:
         """Looks at what a process before this one left; `needed`: the keys of the jobs that this run needs."""
         require_free(needed, self._journal.folder, self._cluster)
         self._earlier.begin(needed)
-        places = [(self._journal.batches[place.batch], place) for place in self._journal.places.values()]
+        places = [(self._journal.batches[place.batch], place) for place in self._journal.live.values()]
         self._room.has(batch.job_id(place.task) for batch, place in places if batch.id)
         self.tidy()
 
@@ -153,7 +153,7 @@ class Submissions:
         """Submits and cancels nothing any more; how many jobs the next process will find."""
         self.cancelled = self._is_left = True
         self.backend.stop()
-        return len(self._journal.places)
+        return len(self._journal.live)
 
     def close(self) -> None:
         """Lets another process have the journal."""
@@ -221,7 +221,7 @@ class Submissions:
         if self.cancelled:
             return
         folder.mkdir(parents=True)
-        batch = self._journal.submitting(name, keys, self._cluster)
+        batch = self._journal.submitting(name, keys, self._cluster, self._settings.patience)
         try:
             identifier = self.backend.submit(folder, name, functions, wanted | {"slurm_comment": comment(jobs)})
         except (ValueError, OSError) as error:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import waiting
+import yte
 from cluster import Sandbox
+from snakemake.cli import get_argument_parser
 from tiny import ROOT, command, environment, snakemake
 
 SHOWN = (
@@ -41,6 +43,31 @@ def shown(sandbox: Sandbox, *options: str) -> list[list[str]]:
     return [line.split() for line in run.stdout.splitlines()]
 
 
+def quiet(profile: str, *options: str) -> list[str]:
+    """What the shipped profile makes Snakemake quiet about, given these options."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SNAKEMAKE_PROFILE", raising=False)
+        patch.setattr("sys.argv", ["snakemake", *options])
+        settings = yte.process_yaml((ROOT / f"profiles/{profile}/config.yaml").read_text())
+    assert settings
+    return settings["quiet"]
+
+
+def flags() -> set[str]:
+    """Snakemake's options of one letter that take no value, without the dash."""
+    options = (name for action in get_argument_parser()._actions if action.nargs == 0 for name in action.option_strings)
+    return {name[1] for name in options if len(name) == 2}
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm"])
+def test_a_dry_run_is_known_by_any_way_to_ask_for_it(profile: str) -> None:
+    combined = [f"-{letter}n" for letter in flags() - {"n"}]
+    for option in ("-n", "-np", "-nq", "-kpn", "--dry-run", "--dryrun", "--dry-r", *combined):
+        assert "progress" not in quiet(profile, "finetune", option), option
+    for options in ((), ("-p",), ("--nolock",), ("-snew/Snakefile",), ("-j", "n"), ("-c1",), ("--no-hooks", "-kp")):
+        assert "progress" in quiet(profile, *options), options
+
+
 @pytest.mark.slow
 def test_the_pages_command_for_a_host_with_a_network_fetches_and_prepares_alone(tmp_path: Path) -> None:
     found = re.search(r"`snakemake (--cores 2 --until [^`]+)`", (ROOT / "docs/slurm.md").read_text())
@@ -52,8 +79,9 @@ def test_the_pages_command_for_a_host_with_a_network_fetches_and_prepares_alone(
 
 
 @pytest.mark.slow
-def test_a_dry_run_shows_its_jobs_by_rule_once(sandbox: Sandbox) -> None:
-    lines = shown(sandbox, "-n")
+@pytest.mark.parametrize("option", ["-n", "-pn"])
+def test_a_dry_run_shows_its_jobs_by_rule_once(sandbox: Sandbox, option: str) -> None:
+    lines = shown(sandbox, option)
     for row in (["large", "2"], ["small", "2"], ["near", "1"], ["total", "6"]):
         assert lines.count(row) == 1, lines
     assert not any("SLURM" in line or "output:" in line for line in lines)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from cluster import Sandbox
 from mini_slurm import Slurm
+from tiny import ROOT
 from waiting import Running, names, wait_for
 
 pytestmark = pytest.mark.slow
@@ -202,10 +203,14 @@ def test_two_main_processes_do_not_share_a_folder(slurm: Slurm, sandbox: Sandbox
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_of_the_main_process_cancels_its_jobs(slurm: Slurm, sandbox: Sandbox, number: int) -> None:
     sandbox.rule("count", jobs=3, steps=30, until="go")  # they do not end of themselves
+    shell = "touch begun; sleep 100; touch {output}"
+    sandbox.add(f"\nlocalrules: near\nrule near:\n    output: 'near'\n    shell: '{shell}'\n", "near")
     running = sandbox.start()
     await_starts(slurm, sandbox, running, 1)
+    wait_for((sandbox.folder / "begun").exists, "the local rule", by=running)
     running.send_signal(number)
     assert running.finish()[0] != 0
+    assert not (sandbox.folder / "near").exists()
     wait_for(lambda: not slurm.jobs(), "the end of the jobs", state=slurm.jobs)
     assert not any((sandbox.folder / f"count/{i}").exists() for i in range(3))
 
@@ -261,12 +266,20 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error_at_once(slurm: Sl
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     sandbox.rule("facts", resources="runtime=5, mem_mb=1000, gpus=1")
+    own = "output: out='shadow.txt'\n    resources: runtime=5, mem_mb=1000, gpus=1\n    shadow: 'minimal'"
+    stage = f'params: stage="cluster_stages:facts"\n    script: "{ROOT}/workflow/scripts/stage.py"'
+    sandbox.add(f"\nrule shadow:\n    {own}\n    {stage}\n", "shadow.txt")
     os.environ["FUSION_DEVICE"] = ""
     try:
         code, output = sandbox.run("--config", "gpu=1")
     finally:
         del os.environ["FUSION_DEVICE"]
-    assert code == 1 and "asked for 1 GPU and PyTorch sees 0" in output and "CUDA_VISIBLE_DEVICES='0'" in output, output
+    assert code == 1 and not (sandbox.folder / "shadow.txt").exists(), output
+    assert output.count("asked for 1 GPU and PyTorch sees 0") >= 2, output
+    found = re.findall(r"\(CUDA_VISIBLE_DEVICES='(\d)', PyTorch", output)
+    assert set(found) <= {"0", "1"} and found, output
+    for rule in ("facts i=0", "shadow"):
+        assert f"{rule} failed on " in output, output
 
 
 def test_without_slurm_the_same_jobs_share_the_gpus_of_this_machine(sandbox: Sandbox) -> None:

@@ -1,5 +1,6 @@
 """What a job's life may be on a real SLURM that is slow, sick or full: nothing is lost, and nothing runs twice."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,8 +11,16 @@ from mini_slurm import HOST, Slurm
 from tiny import ROOT
 from waiting import Running, wait_for
 
+from snakemake_executor_plugin_submitit.entries import Entries
+
 pytestmark = pytest.mark.slow
 SLURM: dict[str, object] = {}
+BESIDE = """
+from snakemake_executor_plugin_submitit.beside import hold_free_for_any
+
+onstart:
+    hold_free_for_any(workflow)
+"""
 SEVERAL = 4  # polls that find something before a test goes on
 
 
@@ -178,6 +187,17 @@ def test_jobs_that_nothing_needs_now_are_named(slurm: Slurm, sandbox: Sandbox) -
     code, output = sandbox.run("there")
     assert code == 0 and "Nothing to be done" in output, output
     assert "2 jobs of an earlier run are still in the queue" in output and f"`scancel {jobs}`" in output, output
+    sandbox.release()
+    wait_for(lambda: not slurm.jobs(), "the end of the jobs", over=slurm.is_over, state=slurm.jobs)
+    code, output = sandbox.run("there")
+    assert code == 0 and "nothing needs now what it made: count/0, count/1; a run that does" in output, output
+    assert not Entries(sandbox.folder / ".snakemake/submitit").live
+    code, output = sandbox.run("there")
+    assert code == 0 and "of an earlier run" not in output, output
+    code, output = sandbox.run()
+    assert code == 0 and output.count("was submitted before: job") == 2, output
+    assert [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]]
+    assert not Entries(sandbox.folder / ".snakemake/submitit").places
 
 
 def test_plain_snakemake_runs_nothing_that_slurm_has(slurm: Slurm, sandbox: Sandbox) -> None:
@@ -186,15 +206,39 @@ def test_plain_snakemake_runs_nothing_that_slurm_has(slurm: Slurm, sandbox: Sand
     until_started(slurm, sandbox, running, 2)
     jobs = " ".join(sorted(slurm.jobs()))
     running.end()
-    again, sandbox.options = sandbox.options, ["--executor", "forkserver", "--cores", "1"]
-    code, output = sandbox.run()
-    assert code == 1 and "they make count/0, count/1" in output and f"`scancel {jobs}`" in output, output
+    again = sandbox.options
+    sandbox.add(BESIDE)
+    for executor in ("forkserver", "local"):
+        sandbox.options = ["--executor", executor, "--cores", "1"]
+        code, output = sandbox.run()
+        assert code == 1 and "they make count/0, count/1" in output and f"`scancel {jobs}`" in output, output
+        assert "Traceback" not in output, output
     sandbox.options = again
     sandbox.release()
     code, output = sandbox.run()
     assert code == 0 and [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]], output
     sandbox.options = ["--executor", "forkserver", "--cores", "1"]
     assert sandbox.run()[0] == 0
+
+
+def test_plain_snakemake_waits_for_what_squeue_may_not_list_yet(slurm: Slurm, sandbox: Sandbox) -> None:
+    sandbox.rule("count", jobs=2, steps=3, until="go")
+    sandbox.wrap("squeue", "test -e behind && exit 0")
+    running = sandbox.start("--submitit-patience", "4000")
+    until_started(slurm, sandbox, running, 2)
+    jobs = " ".join(sorted(slurm.jobs()))
+    running.end()
+    (sandbox.folder / "behind").touch()
+    again, sandbox.options = sandbox.options, ["--executor", "forkserver", "--cores", "1"]
+    code, output = sandbox.run()
+    assert code == 1 and "squeue does not list them yet; they make count/0, count/1" in output, output
+    (seconds,) = re.findall(rf"or cancel them with `scancel {jobs}`; or wait (\d+) seconds", output)
+    assert 2000 < int(seconds) <= 4000
+    sandbox.options = again
+    sandbox.release()
+    (sandbox.folder / "behind").unlink()
+    code, output = sandbox.run()
+    assert code == 0 and [sandbox.starts(f"count/{i}") for i in range(2)] == [[0], [0]], output
 
 
 def test_jobs_that_died_while_nobody_looked_are_made_by_the_next_command(slurm: Slurm, sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from tiny import ROOT
 from fusion import interruption
 from fusion.device import require_gpu
 from snakemake_executor_plugin_submitit import outcome
-from snakemake_executor_plugin_submitit.entries import Place
+from snakemake_executor_plugin_submitit.elsewhere import Left, _refusal
+from snakemake_executor_plugin_submitit.entries import Batch, Entries, Place
 from snakemake_executor_plugin_submitit.journal import Journal
 from snakemake_executor_plugin_submitit.life import Life, Patience
 from snakemake_executor_plugin_submitit.lock import Lock, _begin
@@ -52,6 +54,28 @@ def test_a_journal_remembers_what_is_not_over(tmp_path: Path) -> None:
     assert (tmp_path / "journal.jsonl").read_text() == ""  # nothing is open: it does not grow for ever
 
 
+def test_what_ended_well_unneeded_lives_no_more_and_is_forgotten_with_its_files(tmp_path: Path) -> None:
+    journal = journal_of_one_batch(tmp_path)
+    for output in ("a", "c"):
+        outcome.write(journal.outcome_file(journal.places[output]), outcome.Outcome("", "host", 1.0, 2.0, 3.0))
+        journal.ended(output)
+    for name in ("77_submitted.pkl", "77_0_result.pkl", "0.0.started"):  # its process is over
+        (tmp_path / "one.0123abcd" / name).touch()
+    assert journal.live.keys() == {"b"} and journal.places.keys() == {"a", "b", "c"}
+    journal.over("b")
+    journal.over("c")
+    journal.close()
+    Tidying(tmp_path, lambda: {batch.name for batch in journal.batches.values() if batch.open}, keep=10).tidy()
+    journal = Journal(tmp_path, pytest.fail)
+    assert not journal.live and journal.places.keys() == {"a"} and journal.outcome(journal.places["a"])
+    journal.close()
+    os.utime(tmp_path / "one.0123abcd", (0, 0))
+    Tidying(tmp_path, lambda: set(), keep=10).tidy()
+    journal = Journal(tmp_path, pytest.fail)
+    assert not journal.places and (tmp_path / "journal.jsonl").read_text() == ""
+    journal.close()
+
+
 def test_a_later_submission_of_an_output_replaces_the_earlier(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for name, work in {"one.0123abcd": "1", "one.0123abce": "2"}.items():
@@ -61,6 +85,35 @@ def test_a_later_submission_of_an_output_replaces_the_earlier(tmp_path: Path) ->
     assert (place.batch, place.work) == ("one.0123abce", "2")
     assert not journal.batches["one.0123abcd"].open
     journal.close()
+
+
+def test_a_batch_may_be_unlisted_for_as_long_as_the_run_that_submitted_it_says(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    seconds = {"one.0123abcd": 30.0, "one.0123abce": 30.0, "one.0123abcf": 180.0}
+    for name, patience in seconds.items():
+        (tmp_path / name).mkdir()
+        cluster = "local on here" if name.endswith("f") else "slurm"
+        journal.submitting(name, [[(name, "1", "")]], cluster, patience)
+    journal.cancelled("one.0123abce")
+    now = time.time()
+    journal.submitted("one.0123abcd", "77")
+    journal.close()
+    batches = Entries(tmp_path).batches
+    known = batches["one.0123abcd"]
+    assert known.sent >= now  # sbatch may have been tried for long
+    left = {name: batch.unlisted_for(max(batch.time, batch.sent) + 10) for name, batch in batches.items()}
+    assert left == {"one.0123abcd": pytest.approx(20), "one.0123abce": 0, "one.0123abcf": 0}
+    assert known.unlisted_for(known.sent + 40) == 0
+
+
+def test_what_has_no_id_yet_and_may_be_in_the_queue_is_refused_by_its_name() -> None:
+    batches = [Batch("one.0123abcd", 1, time=90.0, patience=30.0), Batch("two.0123abcd", 1, 5.0, id="77", sent=95.0)]
+    left = {"one.0123abcd": Left(batches[0], ["a"]), "77": Left(batches[1], ["b"])}
+    words = _refusal("slurm", {}, left, "back", now=100.0)
+    assert "they make a, b): back; or cancel them with `scancel 77`, `scancel --name=one.0123abcd`;" in words
+    assert words.endswith("or wait 175 seconds: what is not listed then counts as gone")
+    words = _refusal("slurm", {"8": left["77"]}, {"one.0123abcd": left["one.0123abcd"]}, "back", now=100.0)
+    assert words.endswith("back; or cancel them first with `scancel 8`, `scancel --name=one.0123abcd`")
 
 
 @pytest.mark.parametrize(

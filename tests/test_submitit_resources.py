@@ -203,8 +203,8 @@ def test_an_unknown_resource_of_any_rule_ends_the_run_before_a_job_begins(sandbo
 def test_setup_and_precommand_and_shadow_folders_count_without_slurm_too(sandbox: Sandbox) -> None:
     sandbox.rule("facts", resources="runtime=5, gpu=1")
     script = f'script: "{ROOT}/workflow/scripts/stage.py"'
-    sandbox.add(f"\nrule shadow:\n    output: out='shadow.txt'\n    shadow: 'minimal'\n    {STAGE}\n    {script}\n")
-    sandbox.add("", "shadow.txt")
+    own = "output: out='shadow.txt'\n    resources: runtime=5, gpus=1\n    shadow: 'minimal'"
+    sandbox.add(f"\nrule shadow:\n    {own}\n    {STAGE}\n    {script}\n", "shadow.txt")
     lines = "export MINE=1\nexport SLURM_JOB_PARTITION=told"
     code, output = sandbox.run(
         "--submitit-cluster", "local", "--submitit-devices", "7", "--submitit-setup", lines,
@@ -214,5 +214,31 @@ def test_setup_and_precommand_and_shadow_folders_count_without_slurm_too(sandbox
     called, shadow = sandbox.facts("facts/0"), sandbox.facts("shadow.txt")
     for facts in (called, shadow):
         assert (facts["SLURM_JOB_PARTITION"], facts["SLURM_ARRAY_JOB_ID"]) == ("told", "1")
-    assert (called["CUDA_VISIBLE_DEVICES"], called["gpus"]) == ("7", 1)
+        assert (facts["CUDA_VISIBLE_DEVICES"], facts["gpus"]) == ("7", 1)
     assert ".snakemake/shadow/" in shadow["folder"] and called["folder"] == str(sandbox.folder)
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_repeated_and_the_cache_of_workflows_is_used(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("SNAKEMAKE_OUTPUT_CACHE", str(tmp_path / "cache"))
+    script = f'script: "{ROOT}/workflow/scripts/stage.py"'
+    asked = "resources: runtime=5, mem_mb=100"
+    for name, work in {"stage": f"{STAGE}\n    {script}", "shell": "shell: 'date +%s.%N > {output}'"}.items():
+        repeated = f"output: out='{name}.repeated'\n    benchmark: repeat('{name}.tsv', 3)\n    {asked}"
+        sandbox.add(f"\nrule {name}_repeated:\n    {repeated}\n    {work}\n", f"{name}.repeated")
+        cached = f"output: out='{name}.cached'\n    cache: True\n    {asked}"
+        sandbox.add(f"\nrule {name}_cached:\n    {cached}\n    {work}\n", f"{name}.cached")
+    sandbox.options += ["--submitit-cluster", "local", "--cache"]
+    code, output = sandbox.run()
+    assert code == 0, output
+    made = {}
+    for name in ("stage", "shell"):
+        assert len((sandbox.folder / f"{name}.tsv").read_text().splitlines()) == 1 + 3, output
+        made[name] = (sandbox.folder / f"{name}.cached").read_text()
+        (sandbox.folder / f"{name}.cached").unlink()
+    code, output = sandbox.run()
+    assert code == 0, output
+    assert made == {name: (sandbox.folder / f"{name}.cached").read_text() for name in made}, output

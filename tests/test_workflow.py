@@ -15,6 +15,8 @@ import pytest
 import tiny
 import waiting
 
+from snakemake_executor_plugin_submitit.journal import Journal
+
 pytestmark = pytest.mark.slow
 
 MODELS = ("init", "heads", "finetuned", "fused", "scores", "predictions", "selection", "diagnostics", "similarity")
@@ -427,3 +429,16 @@ def test_large_benchmarks_plan(done: Path) -> None:
         define={"methods": methods, "tasks": tasks, "suites": {"large": {"tasks": list(tasks)}}},
     )  # fmt: skip
     assert re.search(r"^fuse +375$", run.output, re.MULTILINE), run.output
+
+
+@pytest.mark.parametrize("executor", ["local", "forkserver"])
+def test_what_another_run_has_submitted_is_run_by_no_other_executor(tmp_path: Path, executor: str) -> None:
+    folder, made = tmp_path / ".snakemake/submitit", tmp_path / "results/shared/check/node.json"
+    journal = Journal(folder)
+    (folder / "check_node.0123abcd").mkdir()
+    journal.submitting("check_node.0123abcd", [[(str(made), "", "")]], "local on another-host")
+    journal.close()
+    run = tiny.snakemake(tmp_path, "--executor", executor, "--cores", "1", "check")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    assert "processes of another host may be at work on what this run needs (local on another-host" in run.output
+    assert not made.exists()

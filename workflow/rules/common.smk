@@ -9,6 +9,7 @@ from fusion.provenance import PACKAGE, code_hash
 from fusion.published import read_published, zero_shot
 from fusion.staleness import decide_by_records
 from snakemake_executor_plugin_submitit.asked import show_in_dry_runs
+from snakemake_executor_plugin_submitit.beside import hold_free_for_any
 
 decide_by_records()
 show_in_dry_runs()

@@ -9,9 +9,10 @@ from fusion.job import run
 from snakemake_executor_plugin_forkserver.payload import payload
 from snakemake_executor_plugin_forkserver.report import call, cause, failure
 from snakemake_executor_plugin_forkserver.worker import limit_threads, redirect
+from snakemake_executor_plugin_submitit import gpus
 
 snakemake: Any = globals()["snakemake"]  # Snakemake puts it there when a rule says `script:`
-job = payload(snakemake)
+job = payload(snakemake, gpus.given(snakemake.resources))
 limit_threads(job.threads)
 terminal = redirect(job.log)
 try:
