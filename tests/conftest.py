@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from mini_slurm import NoSlurm, Slurm
 
 if TYPE_CHECKING:
     from tiny_stages import World
+
+
+def pytest_configure() -> None:
+    """Ctrl-C ends what tests start, also where a shell that runs this in the background had it ignored by all."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
