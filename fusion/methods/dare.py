@@ -34,7 +34,7 @@ def drop(seed: int, density: float, layer: Layer) -> Tensor:
     found = torch.empty_like(layer.taus)
     for tau, draws, out in zip(layer.taus, draw(seed, layer), found, strict=True):
         if compiles(tau.device):
-            _drop(*(one.reshape(-1).numpy() for one in (tau, draws)), limit, kept, out.reshape(-1).numpy())
+            _drop(tau.reshape(-1).numpy(), draws.reshape(-1).numpy(), limit, kept, out.reshape(-1).numpy())
         else:
             torch.mul(tau, draws < limit, out=out).div_(kept)
     return found
