@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from fusion import methods
 from fusion.device import CPU
+from fusion.methods.dare import drop
 from fusion.methods.della import keep_probabilities
-from fusion.vectors import NotApplicable, TaskVectors, run_length
+from fusion.vectors import Layer, NotApplicable, TaskVectors, run_length
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.5, 2.0, 1.0, 6.0]]
 TRUNK = [10.0, 20.0, 30.0, 40.0]
@@ -278,3 +279,11 @@ def test_random_draws_are_spread_over_the_whole_tensor() -> None:
     assert abs(kept.mean(0) - 0.5).max() < 0.16
     assert abs(kept.mean(1) - 0.5).max() < 0.16  # five standard deviations
     assert np.linalg.matrix_rank(kept) > 250
+
+
+def test_dare_drops_of_task_vectors_that_are_no_run_of_memory() -> None:
+    """As those are that a basis turns (KnOTS)."""
+    taus = torch.randn(2, 30, 40, generator=Generator().manual_seed(6))
+    layer = Layer("w", torch.zeros(30, 40), taus)
+    turned = layer._replace(taus=taus.transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.equal(drop(1, 0.5, turned), drop(1, 0.5, layer))

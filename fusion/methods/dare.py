@@ -31,10 +31,10 @@ def drop(seed: int, density: float, layer: Layer) -> Tensor:
     """τ̂ (T, *shape) of one layer or run, by draws that the seed makes."""
     count = max(1, round(density * LEVELS))
     limit, kept = count - LEVELS // 2, count / LEVELS
-    found = torch.empty_like(layer.taus)
+    found = torch.empty_like(layer.taus, memory_format=torch.contiguous_format)
     for tau, draws, out in zip(layer.taus, draw(seed, layer), found, strict=True):
         if compiles(tau.device):
-            _drop(tau.reshape(-1).numpy(), draws.reshape(-1).numpy(), limit, kept, out.reshape(-1).numpy())
+            _drop(tau.reshape(-1).numpy(), draws.reshape(-1).numpy(), limit, kept, out.view(-1).numpy())
         else:
             torch.mul(tau, draws < limit, out=out).div_(kept)
     return found
