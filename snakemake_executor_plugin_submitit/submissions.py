@@ -142,12 +142,15 @@ class Submissions:
         self.cancelled = True
         self.backend.stop()
         open_ = [batch for batch in list(self._journal.batches.values()) if batch.open]
+        count = sum(len(batch.open) for batch in open_)
         certain = self.backend.cancel({batch.id for batch in open_ if batch.id})
         for batch in open_:
             if certain if batch.id else self.backend.cancel_named(batch.name):
                 self._journal.cancelled(batch.name)  # what is done stays for the next run to find
             else:
                 self._voice.fail(f"{batch.name} may still be in the queue; the next run takes it up")
+        if count:
+            self._voice.say(f"what was submitted and is not over is cancelled ({count} jobs); the same command goes on")
 
     def leave(self) -> int:
         """Submits and cancels nothing any more; how many jobs the next process will find."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fusion.artifacts import read_json
+from fusion.finding import open_file
 
 
 def load(
@@ -16,10 +17,13 @@ def load(
     """The network (a class of transformers) with every weight from the folder's safetensors.
 
     overrides: values that replace those of config.json; unused: patterns of the names of weights that may be
-    missing. ValueError if any other weight is missing or of another shape, or an override is unknown.
+    missing. ValueError if any other weight is missing or of another shape, a file is damaged, or an override unknown.
     """
-    if not any(Path(folder).glob("*.safetensors")):
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
         raise ValueError(f"{folder} has no *.safetensors, and no other format is read; convert the model first")
+    for file in files:
+        open_file(file)  # its error names the file, that of transformers does not
     kind = getattr(network, "config_class", None) or _config_class(folder)
     config, unknown = kind.from_pretrained(
         folder, local_files_only=True, return_unused_kwargs=True, **(overrides or {})
