@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from threading import current_thread, main_thread
@@ -31,6 +32,8 @@ from .voice import Voice
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
+# of Snakemake, which asks in vain for the size of inputs while it plans
+warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated", RuntimeWarning)
 LOOK = 0.3  # seconds between two looks at the results, which are files, at least
 IDLE, LONGEST = 30, 3.0  # times as long as looking took, where that is longer, and at most so many seconds
 LOCAL = 2.0  # seconds after which a file of this machine is seen

@@ -118,3 +118,10 @@ def test_an_archive_that_is_cut_short_or_damaged_is_an_error_and_leaves_no_model
         with pytest.raises(ValueError, match=r"whole\.zip is cut short or damaged"):
             prepare(archive, "bert", tmp_path / "model")
         assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_was_not_copied_whole_is_named(bert: Path) -> None:
+    weights = bert / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{weights} is not a whole safetensors file \(.*\); make it again"):
+        read(bert)
