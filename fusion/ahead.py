@@ -67,6 +67,8 @@ def _by_processes(make: Callable[[Any], Any], keys: Iterable[Any], count: int, p
         made: Any = iter(loader)
     try:
         yield from made
+    except (ConnectionError, EOFError) as error:  # or torch says that a process was killed, and by which signal
+        raise RuntimeError("a process that makes batches ended before its batch came (out of memory?)") from error
     finally:
         made._shutdown_workers()  # as its __del__ does, which the traceback of an exception would put off
 

@@ -186,8 +186,8 @@ def test_a_run_that_diverges_says_at_which_step_and_keeps_nothing_of_what_came_a
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_parameters_that_are_not_finite_are_not_kept(world: World, tmp_path: Path, steps: int) -> None:
-    recipe = {"steps": steps, "warmup_steps": 0, "checkpoint_every": 1, "weight_decay": 1.0}
-    job = world.finetune_job("full", "food", tmp_path / "model", lr=3e38, **recipe)  # twice that is infinite
+    recipe = {"steps": steps, "warmup_steps": 0, "checkpoint_every": 1, "weight_decay": 10.0}
+    job = world.finetune_job("full", "food", tmp_path / "model", lr=3.3e37, **recipe)  # eleven times that is infinite
     with pytest.raises(ValueError, match=r"a parameter is not finite after step 1; expected a smaller finetune\.lr"):
         run(job)
     assert not resume_file(job).exists()

@@ -112,9 +112,8 @@ rule meet:
 
 rule card:
     output: card="cards/{name}.txt"
-    params: stage="tiny_stages:card", other=lambda w: f"cards/{dict(zip('abcd', 'badc'))[w.name]}.txt"
+    params: stage="tiny_stages:card", other=lambda w: f"cards/{dict(a='b', b='a', c='c')[w.name]}.txt"
     resources: gpus=1
-    priority: lambda w: {"a": 4, "b": 3, "c": 2, "d": 1}[w.name]
     script: "SCRIPT"
 
 rule no_card:
@@ -271,11 +270,11 @@ def test_two_jobs_run_at_the_same_time(workflow: Path) -> None:
 def test_each_job_has_a_gpu_of_its_own(workflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setenv("FUSION_DEVICE", "cpu")  # the GPUs are not there
-    wanted = [f"cards/{name}.txt" for name in "abcd"]
-    run = snakemake(workflow, "--cores", "4", "--resources", "gpus=2", "no_card.txt", *wanted)
+    wanted = [f"cards/{name}.txt" for name in "abc"]  # of which a and b run at the same time
+    run = snakemake(workflow, "no_card.txt", *wanted, "--cores", "4")
     assert run.returncode == 0, run.stdout
-    one, other, third, fourth = ((workflow / path).read_text() for path in wanted)
-    assert {one, other} == {third, fourth} == {"3", "5"}
+    one, other, third = ((workflow / path).read_text() for path in wanted)
+    assert {one, other} == {"3", "5"} and third in (one, other)
     assert (workflow / "no_card.txt").read_text() == ""
 
 
