@@ -25,7 +25,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from fusion.backbones import Backbone, open_backbone
 from fusion.data.tasks import TaskData
-from fusion.device import autocast, device, precision
+from fusion.device import autocast, device, on_device, precision
 from fusion.job import Job
 from fusion.stages.prepare import prepare_task
 from fusion.suites import Scored, Suite
@@ -73,7 +73,7 @@ def compare(kind: str, seconds: list[dict[str, Seconds]], pictures: int) -> dict
 def measured(suite: Suite, backbone: Backbone, batch_size: int, repetitions: int) -> list[dict[str, Seconds]]:
     """What the first model takes, a further one, and the bare loop, in every repetition."""
     weights = {name: parameter.detach() for name, parameter in backbone.module.named_parameters()}
-    bare(backbone, weights, suite.heads[0], [backbone.collate(suite.data[0].inputs("train")[:])])
+    bare(backbone, weights, suite.heads[0], [on_device(backbone.collate(suite.data[0].inputs("train")[:]))])
     return [once(suite, backbone, weights, batch_size) for _ in range(repetitions)]
 
 

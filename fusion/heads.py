@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from fusion.ahead import ahead
 from fusion.backbones import Backbone
 from fusion.data.tasks import TaskData
 from fusion.device import autocast
@@ -39,7 +40,7 @@ def prototypes(backbone: Backbone, data: TaskData) -> Tensor:
     chosen = (member.cumsum(0).gather(1, labels[:, None])[:, 0] <= most).nonzero()[:, 0].tolist()
     features = []
     with autocast():
-        for start in range(0, len(chosen), BATCH):
-            batch = backbone.collate([inputs[i] for i in chosen[start : start + BATCH]])
-            features.append(backbone.features({}, batch).float().cpu())
-    return normalize(member[chosen].float().T @ torch.cat(features), dim=-1)
+        parts = [chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)]
+        for batch in ahead(lambda part: backbone.collate([inputs[i] for i in part]), parts):
+            features.append(backbone.features({}, batch).float())
+    return normalize(member[chosen].float().T @ torch.cat(features).cpu(), dim=-1)

@@ -112,10 +112,11 @@ def grams(
     wanted = [name for name in names if name in layers]
     sums: dict[str, Tensor] = {}
     counts, left = dict.fromkeys(wanted, 0), set()
-    mask = torch.empty(0)
+    kept = torch.empty(0)
 
     def read(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0][mask] if inputs[0].dim() == 3 else inputs[0].flatten(0, -2)  # (tokens, in)
+        rows = inputs[0].flatten(0, -2)  # (tokens, in)
+        rows = rows[kept] if inputs[0].dim() == 3 else rows
         gram = rows.T @ rows
         sums[name] = sums[name] + gram if name in sums else gram
         counts[name] += len(rows)
@@ -126,7 +127,8 @@ def grams(
     hooks = [layers[name].register_forward_pre_hook(partial(read, name)) for name in wanted]
     try:
         for batch in batches if wanted else ():
-            mask, left = backbone.token_mask(batch), set(wanted)
+            # which tokens there are, looked at once a batch: a GPU is waited for where a mask chooses
+            kept, left = backbone.token_mask(batch).flatten().nonzero()[:, 0], set(wanted)
             try:
                 backbone.features(weights, batch)
             except _AllSeen:

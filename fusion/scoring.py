@@ -27,15 +27,17 @@ class Batched:
     @property
     def batches(self) -> Iterator[tuple[list[int], Any]]:
         """Indices of the examples, and the collated batch."""
-        return ahead(self._read())
-
-    def _read(self) -> Iterator[tuple[list[int], Any]]:
+        kept = dict(self._made)
+        made = ahead(self._make, [part for number, part in enumerate(self._parts) if number not in kept])
         for number, part in enumerate(self._parts):
-            batch = self._made[number] if number in self._made else self._collate([self._inputs[i] for i in part])
+            batch = kept[number] if number in kept else next(made)
             if self._room > 0 and number not in self._made:
                 self._made[number] = batch
                 self._room -= sum(tensor.nbytes for tensor in batch.values())
             yield part, batch
+
+    def _make(self, part: list[int]) -> Any:
+        return self._collate([self._inputs[i] for i in part])
 
 
 @dataclass(frozen=True)

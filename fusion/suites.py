@@ -1,6 +1,6 @@
 """The tasks of a suite as the fusing and evaluating stages read them: data, frozen heads, batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,9 @@ class Suite:
 
     def unlabelled(self, backbone: Backbone, split: str, batch_size: int, seed: int) -> list[Iterator[Any]]:
         """One endless iterator a task over shuffled batches of the split's inputs; labels are never read."""
-        return [_batches(backbone, data, split, batch_size, seed) for data in self.data]
+        return [_batches(backbone, data.inputs(split), batch_size, seed, len(self.data)) for data in self.data]
 
 
-def _batches(backbone: Backbone, data: TaskData, split: str, batch_size: int, seed: int) -> Iterator[Any]:
-    inputs = data.inputs(split)
+def _batches(backbone: Backbone, inputs: Sequence[Any], batch_size: int, seed: int, readers: int) -> Iterator[Any]:
     order = shuffled(len(inputs), batch_size, Generator().manual_seed(seed))
-    return ahead(backbone.collate([inputs[i] for i in indices]) for indices in order)
+    return ahead(lambda indices: backbone.collate([inputs[i] for i in indices]), order, readers)

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
 from threading import Condition
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -44,12 +45,18 @@ class Processes:
         if errors:
             raise ValueError(f"cannot preload {errors}; see forkserver-preload in the profile")
 
-    def run(self, job: Job, measured: Callable[[int], AbstractContextManager[Any]] = nullcontext) -> tuple[int, str]:
+    def run(
+        self,
+        job: Job,
+        measured: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[int, str]:
         """The exit code of the job's own process, minus the signal's number if a signal ended it, and the exception.
 
-        The job begins inside the context `measured(pid)` and ends before it does.
+        The job begins inside the context `measured(pid)` and ends before it does; its environment has these
+        variables besides.
         """
-        message = ForkingPickler.dumps(job)
+        message = ForkingPickler.dumps((job, dict(environment)))
         channel, other_end = self._context.Pipe()
         process = self._start(worker.serve, other_end)
         error = ""

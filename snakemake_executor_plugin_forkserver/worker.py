@@ -21,9 +21,13 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
 
 
 def serve(channel: Connection) -> None:
-    """Runs the one Job that comes through `channel`; an exception goes back through it, and ends in the job's log."""
+    """Runs the one Job that comes through `channel`, with what its environment has besides.
+
+    An exception goes back through the channel, and ends in the job's log.
+    """
     _own_group()
-    job = channel.recv()
+    job, environment = channel.recv()
+    os.environ.update(environment)  # before CUDA looks for its GPUs, which nothing preloaded has asked it to
     try:
         limit_threads(job.threads)
         redirect(job.log)

@@ -116,6 +116,7 @@ class PretendDevice(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+@torch.inference_mode(False)  # a view of what is no inference tensor must be none, which a wrapper would be
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operation on the numbers, and its result where a GPU would have it; Mismatch where a GPU has none."""
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]

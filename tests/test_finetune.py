@@ -14,7 +14,6 @@ import waiting
 from safetensors.torch import load_file
 from tiny_stages import World, changed
 
-from fusion.ahead import DEPTH
 from fusion.artifacts import read_json
 from fusion.backbones.sentence_encoder import Batch, SentenceEncoder
 from fusion.checkpoint import Checkpoint
@@ -65,12 +64,12 @@ def interrupt(world: World, job: Job, at: int) -> None:
         train(backbone, trained, tasks(job), recipe, seed, resume_file(job), "", identity(job))
 
 
-@pytest.mark.parametrize("depth", [0, 2], ids=["in turn", "made ahead"])
+@pytest.mark.parametrize("workers", [0, 1], ids=["in turn", "made ahead"])
 @pytest.mark.parametrize("mode", ["full", "lora", "l_lora", "l_lora_both", "lora_dropout"])
 def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(
-    world: World, tmp_path: Path, mode: str, depth: int, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, mode: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(DEPTH, "cpu", depth)
+    monkeypatch.setattr("fusion.ahead.workers", lambda place: workers)  # Interrupting counts in one process
     whole, broken = (world.finetune_job(mode, "creatures", tmp_path / name) for name in ("whole", "broken"))
     run(whole)
     interrupt(world, broken, at=3)
@@ -169,6 +168,30 @@ def test_parameters_that_do_not_train_are_not_saved_and_those_that_do_have_chang
     same = {name for name, tensor in found.items() if torch.equal(tensor, base[name])}
     # one segment and few positions occur in the data, but weight decay reaches every row
     assert same == set()
+
+
+def test_a_run_that_diverges_says_at_which_step_and_keeps_nothing_of_what_came_after(
+    world: World, tmp_path: Path
+) -> None:
+    recipe = {"steps": 60, "warmup_steps": 0, "checkpoint_every": 3}
+    job = world.finetune_job("full", "food", tmp_path / "model", lr=1e30, **recipe)
+    with pytest.raises(ValueError, match=r"the loss is nan at step 2; expected a smaller finetune\.lr than 1e\+30"):
+        run(job)
+    assert not resume_file(job).exists()
+    assert not Path(job.output["model"]).exists()
+    job = world.finetune_job("full", "food", tmp_path / "model", lr=1e30, **recipe | {"checkpoint_every": 100})
+    with pytest.raises(ValueError, match="the loss is nan at step 2;"):
+        run(job)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_parameters_that_are_not_finite_are_not_kept(world: World, tmp_path: Path, steps: int) -> None:
+    recipe = {"steps": steps, "warmup_steps": 0, "checkpoint_every": 1, "weight_decay": 10.0}
+    job = world.finetune_job("full", "food", tmp_path / "model", lr=3.3e37, **recipe)  # eleven times that is infinite
+    with pytest.raises(ValueError, match=r"a parameter is not finite after step 1; expected a smaller finetune\.lr"):
+        run(job)
+    assert not resume_file(job).exists()
+    assert not Path(job.output["model"]).exists()
 
 
 def test_a_learning_rate_warms_up_linearly_and_then_follows_half_a_cosine() -> None:

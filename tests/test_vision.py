@@ -32,6 +32,7 @@ from transformers import (
     Dinov2Model,
 )
 
+from fusion.ahead import ahead
 from fusion.artifacts import read_json, write_json
 from fusion.backbones import open_backbone
 from fusion.backbones.open_clip_weights import _tokenizer, from_open_clip, text_tower, vision_tower, write
@@ -107,6 +108,14 @@ def test_another_image_size_scales_the_short_side_and_crops_to_it(dino: Path) ->
     assert batch["pixels"].shape == (3, 3, 14, 14)
     assert backbone.features({}, batch).shape == (3, 32)
     assert backbone.token_mask(batch).shape == (3, 2 * 2 + 1)
+
+
+def test_another_process_prepares_the_same_pictures(dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = open_row(dino, "dinov2")
+    expected = backbone.collate(pictures())  # by threads, which another process does not have
+    monkeypatch.setattr("fusion.ahead.workers", lambda place: 1)
+    (found,) = ahead(lambda key: backbone.collate(pictures()), [0])
+    assert torch.equal(found["pixels"], expected["pixels"])
 
 
 def test_features_are_those_of_the_whole_model_of_transformers(clip: Path) -> None:

@@ -14,7 +14,10 @@ KINDS = {"sentence_encoder": SentenceEncoder, "clip": Clip, "dinov2": DinoV2}
 
 
 class Backbone(Protocol):
-    """What a stage needs of a model: inputs to a batch, and (params, batch, head) to logits."""
+    """What a stage needs of a model: inputs to a batch, and (params, batch, head) to logits.
+
+    `collate` makes tensors in the CPU's memory, wherever the module is: it also runs in processes without a GPU.
+    """
 
     module: nn.Module
 

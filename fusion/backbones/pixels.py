@@ -28,11 +28,11 @@ class Pixels:
         found = _open_clip(own, image_size) if own.is_file() else _transformers(folder, image_size)
         self._prepare, mean, std = found
         self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-        self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """(B, 3, H, W) uint8, decoded and resized in parallel; ValueError naming a picture that is none."""
-        return torch.stack(list(self._threads.map(lambda picture: self._prepare(picture.rgb()), pictures)))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # those of an earlier batch do not survive a fork
+            return torch.stack(list(threads.map(lambda picture: self._prepare(picture.rgb()), pictures)))
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """What the model reads, where the pixels are: (B, 3, H, W) float32."""

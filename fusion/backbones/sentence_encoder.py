@@ -10,7 +10,7 @@ from torch.func import functional_call
 from transformers import AutoModel, AutoTokenizer
 
 from fusion.backbones.loading import load
-from fusion.device import onto
+from fusion.device import on_device
 
 Batch = dict[str, Tensor]
 
@@ -41,7 +41,7 @@ class SentenceEncoder:
         tokens = self.tokenizer(
             list(inputs), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        return {name: onto(self.module.device, tokens[name]) for name in ("input_ids", "attention_mask")}
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def sizes(self, inputs: Sequence[str]) -> list[int]:
         """A cheap measure of each input's length, to batch inputs of similar cost."""
@@ -53,14 +53,23 @@ class SentenceEncoder:
 
     def features(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Normalized embeddings (B, d): the mean over the tokens that are not padding."""
-        states = functional_call(self.module, dict(params), kwargs=batch).last_hidden_state.float()
+        inputs = batch | {"attention_mask": self._attended(batch["attention_mask"])}
+        states = functional_call(self.module, dict(params), kwargs=inputs).last_hidden_state.float()
         mask = batch["attention_mask"].unsqueeze(-1)
         return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def _attended(self, mask: Tensor) -> Tensor:
+        """The mask as transformers takes it: (B, length), or (B, 1, 1, length) where it would look into the former.
+
+        With "sdpa" it looks whether anything is padded, for which a GPU is waited for.
+        """
+        looks = mask.device.type != "cpu" and self.module.config._attn_implementation == "sdpa"
+        return mask[:, None, None].bool() if looks else mask
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Normalized embeddings (n, d) of texts: those of the inputs themselves."""
-        return self.features({}, self.collate(texts))
+        return self.features({}, on_device(self.collate(texts)))
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch, head: Tensor) -> Tensor:
         """(B, C) for class embeddings head (C, d); `params` replace the module's own where named."""

@@ -16,7 +16,6 @@ from fusion.backbones.loading import load
 from fusion.backbones.pixels import OPEN_CLIP, Pixels
 from fusion.checkpoint import save_tensors
 from fusion.data.images import Picture
-from fusion.device import onto
 
 Batch = dict[str, Tensor]
 TEXT = "text"  # the subfolder of CLIP's text tower and its tokenizer
@@ -55,7 +54,7 @@ class VisionTower(ABC):
 
     def collate(self, inputs: Sequence[Picture]) -> Batch:
         """The prepared pictures as bytes: (B, 3, H, W)."""
-        return {"pixels": onto(self.module.device, self.pixels(inputs))}
+        return {"pixels": self.pixels(inputs)}
 
     def sizes(self, inputs: Sequence[Picture]) -> list[int]:
         """All pictures are the same work."""

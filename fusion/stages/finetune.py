@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,13 +23,17 @@ from fusion.data.tasks import TaskData, shuffled
 from fusion.device import autocast, device, precision
 from fusion.interruption import Interrupted, asked, listening
 from fusion.job import Job, progress, queue_seconds
+from fusion.losses import Losses, require_finite
 from fusion.modes import adapter_state, attach, freeze, lora_config, save_adapter
 from fusion.resumption import Parameters, keep, restore
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on: the inputs of a task's training split, their classes (n,), and its frozen head (C, d)."""
+    """What is trained on: a task's training split, and its frozen head (C, d) where the model is.
+
+    inputs, and their classes (n,) in the CPU's memory.
+    """
 
     inputs: Sequence[Any]
     labels: Tensor
@@ -43,11 +47,6 @@ class Batch:
     inputs: Any
     labels: Tensor
     head: Tensor
-
-    @classmethod
-    def of(cls, backbone: Backbone, task: Task, indices: list[int]) -> "Batch":
-        """The examples of a task at the indices."""
-        return cls(backbone.collate([task.inputs[i] for i in indices]), task.labels[indices], task.head)
 
 
 def finetune(job: Job) -> None:
@@ -104,9 +103,7 @@ def tasks(job: Job) -> list[Task]:
     """The tasks of inputs `data` and `heads`, in their order."""
     heads = [Checkpoint(path)["weight"].to(device()) for path in job.paths("heads")]
     data = [TaskData(Path(path)) for path in job.paths("data")]
-    return [
-        Task(one.inputs("train"), one.labels("train").to(device()), head) for one, head in zip(data, heads, strict=True)
-    ]
+    return [Task(one.inputs("train"), one.labels("train"), head) for one, head in zip(data, heads, strict=True)]
 
 
 def train(
@@ -126,36 +123,55 @@ def train(
     """
     recipe = {**recipe, **{name: len(tasks) * recipe[name] for name in ("steps", "warmup_steps")}}
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe["lr"], weight_decay=recipe["weight_decay"])
-    done, spent, losses = restore(resume, identity, trained, optimizer)
+    done, spent, known = restore(resume, identity, trained, optimizer)
+    losses = Losses(known, recipe["lr"])
     order = islice(batches(tasks, recipe["batch_size"], seed), done, recipe["steps"])
-    made = ahead(Batch.of(backbone, task, indices) for task, indices in order)
     backbone.module.train()
     began = time.monotonic() - spent
     with listening():
-        for step, batch in enumerate(made, done):
+        for step, batch in enumerate(_made(backbone, tasks, order), done):
             torch.manual_seed((seed << 32) + step)  # dropout draws the same in a run that resumes here
-            losses.append(_step(backbone, trained, batch, optimizer, recipe, step))
+            losses.add(_step(backbone, trained, batch, optimizer, recipe, step))
             if step + 1 < recipe["steps"] and (asked() or (step + 1) % recipe["checkpoint_every"] == 0):
+                values = _finite(losses, trained, recipe, step + 1)
                 seconds = time.monotonic() - began
-                keep(resume, identity, trained, optimizer, step + 1, seconds, losses)
+                keep(resume, identity, trained, optimizer, step + 1, seconds, values)
                 left = seconds / (step + 1) * (recipe["steps"] - step - 1)
-                progress(f"{label}: step {step + 1} of {recipe['steps']}, loss {losses[-1]:.2f}, {left:.0f} s left")
+                progress(f"{label}: step {step + 1} of {recipe['steps']}, loss {values[-1]:.2f}, {left:.0f} s left")
                 if asked():
                     raise Interrupted
     backbone.module.eval()
-    ends = max(1, len(losses) // 10)
+    values = _finite(losses, trained, recipe, recipe["steps"])
+    ends = max(1, len(values) // 10)
     return {
         "seconds": time.monotonic() - began,
         "steps": recipe["steps"],
-        "first_loss": sum(losses[:ends]) / ends,
-        "last_loss": sum(losses[-ends:]) / ends,
+        "first_loss": sum(values[:ends]) / ends,
+        "last_loss": sum(values[-ends:]) / ends,
         "trained_parameters": sum(parameter.numel() for parameter in trained.values()),
         "precision": str(precision()).removeprefix("torch."),
     }
 
 
-def batches(tasks: Sequence[Task], batch_size: int, seed: int) -> Iterator[tuple[Task, list[int]]]:
-    """Endless batches, as a task and indices into it: each cycle has one of every task, in a new random order.
+def _finite(losses: Losses, trained: Parameters, recipe: Mapping[str, Any], step: int) -> list[float]:
+    """The losses of all steps so far; ValueError where one of them, or what trains, is not finite."""
+    values = losses.values()
+    require_finite(trained.values(), step, recipe["lr"])
+    return values
+
+
+def _made(backbone: Backbone, tasks: Sequence[Task], order: Iterable[tuple[int, list[int]]]) -> Iterator[Batch]:
+    """The batches of an order, collated where the cores are and then moved to the model."""
+
+    def make(key: tuple[int, list[int]]) -> tuple[int, Any, Tensor]:
+        t, indices = key
+        return t, backbone.collate([tasks[t].inputs[i] for i in indices]), tasks[t].labels[indices]
+
+    return (Batch(inputs, labels, tasks[t].head) for t, inputs, labels in ahead(make, order))
+
+
+def batches(tasks: Sequence[Task], batch_size: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Endless batches, as a task's number and indices into it: each cycle has one of every task, in a new random order.
 
     A task's batches are those of its individual model with the same seed, in the same order.
     """
@@ -163,7 +179,7 @@ def batches(tasks: Sequence[Task], batch_size: int, seed: int) -> Iterator[tuple
     rng = Generator().manual_seed(seed)
     while True:
         for t in torch.randperm(len(tasks), generator=rng).tolist():
-            yield tasks[t], next(orders[t])
+            yield t, next(orders[t])
 
 
 def _step(
@@ -173,20 +189,16 @@ def _step(
     optimizer: torch.optim.Optimizer,
     recipe: Mapping[str, Any],
     step: int,
-) -> float:
+) -> Tensor:
     for group in optimizer.param_groups:
         group["lr"] = recipe["lr"] * schedule(step, recipe["steps"], recipe["warmup_steps"])
     with autocast():
         loss = nn.functional.cross_entropy(backbone.logits({}, batch.inputs, batch.head), batch.labels)
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss.item()} at step {step + 1}; expected a smaller finetune.lr than {recipe['lr']}"
-        )
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(trained.values(), recipe["clip"])
     optimizer.step()
-    return loss.item()
+    return loss
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

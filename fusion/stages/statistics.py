@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion.ahead import ahead
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.data.tasks import TaskData
@@ -30,7 +31,7 @@ def statistics(job: Job) -> None:
     backbone, finetuned = open_backbone(job.input["model"], settings["backbone"]), Path(job.input["finetuned"])
     model, init = Path(job.input["model"]), job.optional("init")
     space = open_space(settings["space"], model, init, [finetuned], settings["frozen"])
-    params = space.vectors.map(lambda layer: layer.taus[0]).tensors()
+    params = on_device(space.vectors.map(lambda layer: layer.taus[0]).tensors())
     inputs = TaskData(Path(job.input["data"])).inputs("train", settings["examples"])
     if settings["statistic"] == "fisher":
         head = Checkpoint(job.input["head"])["weight"].to(device())
@@ -58,9 +59,9 @@ def fisher(
     """
     coordinates = {name: tensor.requires_grad_() for name, tensor in params.items() if tensor.is_floating_point()}
     totals = {name: torch.zeros_like(tensor) for name, tensor in coordinates.items()}
-    for example in inputs:
+    for batch in ahead(lambda i: backbone.collate([inputs[i]]), range(len(inputs))):
         weights = on_device(space.to_weights(params))
-        (logits,) = backbone.logits(weights, backbone.collate([example]), head)
+        (logits,) = backbone.logits(weights, batch, head)
         for direction in label_directions(logits.detach()):
             gradients = torch.autograd.grad(
                 logits, list(coordinates.values()), direction, retain_graph=True, allow_unused=True
@@ -68,7 +69,7 @@ def fisher(
             for total, gradient in zip(totals.values(), gradients, strict=True):
                 if gradient is not None:
                     total.addcmul_(gradient, gradient)
-    return {name: total / len(inputs) for name, total in totals.items()}
+    return {name: (total / len(inputs)).cpu() for name, total in totals.items()}
 
 
 def label_directions(logits: Tensor) -> Iterator[Tensor]:
@@ -79,9 +80,8 @@ def label_directions(logits: Tensor) -> Iterator[Tensor]:
     """
     p = logits.double().softmax(-1)
     values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
-    for value, vector in zip(values, vectors.T, strict=True):
-        if value > 1e-7 * values[-1]:  # the rest is rounding, as is the direction (1, …, 1)
-            yield (value.sqrt() * vector).to(logits)
+    count = int((values > 1e-7 * values[-1]).sum())  # the rest is rounding, as is the direction (1, …, 1)
+    yield from (values.sqrt() * vectors).T[len(values) - count :].to(logits)
 
 
 def gram(
