@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from fusion import methods
 from fusion.device import CPU
 from fusion.methods._draws import LEVELS
+from fusion.methods.breadcrumbs import keep_middle
 from fusion.methods.della import counts_by_rank, drop_in_rows
 from fusion.vectors import Layer, NotApplicable, TaskVectors, run_length
 
@@ -165,6 +166,23 @@ def test_magnitude_prune_at_density_one_changes_nothing(scope: str) -> None:
     assert transformed("magnitude_prune", vectors(*TAUS), density=1.0, scope=scope)["w"].tolist() == TAUS
 
 
+def rows_of(kind: str) -> Tensor:
+    """Three rows of odd length."""
+    draws = torch.randn(3, 777, generator=Generator().manual_seed(4))
+    return {
+        "random": draws,
+        "tied": draws.round(),
+        "zero": 0 * draws,  # of both signs
+        "huge and tiny": draws.sign() * 10.0 ** (20 * draws).clamp(-44, 38),
+        "close to each other": 1 + 1e-6 * draws,
+        "one a row": draws.reshape(-1, 1),
+        "one row": draws.reshape(1, -1),
+    }[kind]
+
+
+KINDS = ["random", "tied", "zero", "huge and tiny", "close to each other", "one a row", "one row"]
+
+
 def test_breadcrumbs_drops_the_outliers_and_the_smallest() -> None:
     # Of ten, the largest two (10, -9) are outliers; five are kept; 3, 2, 1 are too small
     tau = [1.0, 10.0, -3.0, 8.0, 5.0, -9.0, 2.0, -4.0, 6.0, 7.0]
@@ -180,6 +198,24 @@ def test_breadcrumbs_counts_in_the_layer_or_in_every_row() -> None:
     )
     assert layer.tolist() == [[0.0, 0.0, 3.0, 4.0], [0.0, 0.0, 20.0, -10.0]]
     assert row.tolist() == [[0.0, -2.0, 3.0, 0.0], [0.0, 30.0, 20.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("long", [50, 10_000])
+def test_breadcrumbs_keeps_by_its_compiled_loop_what_its_plain_formulation_does(
+    kind: str, dtype: torch.dtype, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.thresholds.LONG", long)
+    monkeypatch.setattr("fusion.thresholds.STRIDE", 7)
+    rows = rows_of(kind).to(dtype)
+    for density, outliers in ((0.143, 0.007), (1.0, 0.0), (0.5, 0.5), (0.9, 0.4), (0.001, 0.01)):
+        compiled, plain = torch.empty_like(rows), torch.empty_like(rows)
+        monkeypatch.setattr("fusion.device.IS_PLAIN", False)
+        keep_middle(rows, density, outliers, compiled)
+        monkeypatch.setattr("fusion.device.IS_PLAIN", True)
+        keep_middle(rows, density, outliers, plain)
+        assert torch.equal(compiled, plain)
 
 
 EMPTY = {"s": torch.zeros(()), "e": torch.zeros(0, 3), "f": torch.zeros(3, 0), "c": torch.zeros(2, 20)}
@@ -212,23 +248,6 @@ def test_della_keeps_large_coordinates_of_a_row_with_a_higher_probability() -> N
         largest = torch.stack([one["w"][0] / tau for one in found]).amax(0)  # 1 / (1 − p), by whichever seed keeps it
         assert_close(largest, 1 / shares, rtol=1e-4, atol=0)
     assert_close(counts_by_rank(tau, 1, 0.5, 0.2), torch.tensor([LEVELS / 2]))
-
-
-def rows_of(kind: str) -> Tensor:
-    """Three rows of odd length."""
-    draws = torch.randn(3, 777, generator=Generator().manual_seed(4))
-    return {
-        "random": draws,
-        "tied": draws.round(),
-        "zero": 0 * draws,  # of both signs
-        "huge and tiny": draws.sign() * 10.0 ** (20 * draws).clamp(-44, 38),
-        "close to each other": 1 + 1e-6 * draws,
-        "one a row": draws.reshape(-1, 1),
-        "one row": draws.reshape(1, -1),
-    }[kind]
-
-
-KINDS = ["random", "tied", "zero", "huge and tiny", "close to each other", "one a row", "one row"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
