@@ -16,6 +16,7 @@ from fusion.device import CPU
 from fusion.methods._draws import LEVELS
 from fusion.methods.breadcrumbs import keep_middle
 from fusion.methods.della import counts_by_rank, drop_in_rows
+from fusion.methods.pcb import exp_sums, exp_totals, largest, positive
 from fusion.vectors import Layer, NotApplicable, TaskVectors, run_length
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.5, 2.0, 1.0, 6.0]]
@@ -245,8 +246,8 @@ def test_della_keeps_large_coordinates_of_a_row_with_a_higher_probability() -> N
     taus = TaskVectors({"w": torch.zeros(2, 3), "s": torch.zeros(2, 1)}, [{"w": tau, "s": torch.ones(2, 1)}])
     for scope, shares in expected.items():
         found = [transformed("della", taus, seed, density=0.5, epsilon=0.2, scope=scope) for seed in range(40)]
-        largest = torch.stack([one["w"][0] / tau for one in found]).amax(0)  # 1 / (1 − p), by whichever seed keeps it
-        assert_close(largest, 1 / shares, rtol=1e-4, atol=0)
+        inverse = torch.stack([one["w"][0] / tau for one in found]).amax(0)  # 1 / (1 − p), by whichever seed keeps it
+        assert_close(inverse, 1 / shares, rtol=1e-4, atol=0)
     assert_close(counts_by_rank(tau, 1, 0.5, 0.2), torch.tensor([LEVELS / 2]))
 
 
@@ -324,6 +325,38 @@ def test_pcb_agrees_with_its_formula_on_flattened_models(balancing: str, count: 
     found = tensors(merge("pcb", TaskVectors(start, split), density=0.2, balancing=balancing))
     expected = {"softmax": pcb_of_the_paper, "tanh": pcb_of_the_code}[balancing](draws.double(), 0.2)
     assert_close(torch.cat([found["a"].reshape(-1), found["b"]]), expected.float())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (2, 257), (5, 9001)], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-18])  # products of the least that float32 holds
+def test_pcb_scores_by_its_compiled_loop_as_its_plain_formulation_does(
+    shape: tuple[int, int], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = scale * torch.randn(shape, generator=Generator().manual_seed(6))
+    products = units[:, None] * units
+    lows = products.amin(2)
+    spans = positive(products.amax(2) - lows)
+    means = torch.rand(lows.shape, dtype=torch.float64, generator=Generator().manual_seed(7)) + 1
+    means = means + means.T
+    compiled = exp_sums(units, lows, spans), exp_totals(units, lows, spans, means)
+    monkeypatch.setattr("fusion.device.IS_PLAIN", True)
+    plain = exp_sums(units, lows, spans), exp_totals(units, lows, spans, means)
+    assert_close(compiled, plain, rtol=1e-6, atol=0)
+    assert_close(plain[0], ((products - lows[:, :, None]) / spans[:, :, None]).double().exp().sum(2), rtol=1e-6, atol=0)
+
+
+def test_pcb_finds_the_largest_magnitudes_in_one_reading() -> None:
+    read: list[int] = []
+
+    def look(run: Layer) -> Tensor:
+        read.append(run.pretrained.numel())
+        return run.taus
+
+    taus = TaskVectors(*random_models({"a": (40, 50), "b": (700,)}, 3)).transform(look, coordinatewise=True)
+    expected = torch.stack([layer.taus.abs().flatten(1).amax(1) for layer in taus.layers()]).amax(0)
+    read.clear()
+    assert torch.equal(largest(taus), expected)
+    assert read == [2000, 700]
 
 
 def test_consensus_keeps_what_enough_tasks_want() -> None:
