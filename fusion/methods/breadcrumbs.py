@@ -65,7 +65,8 @@ def keep_middle(rows: Tensor, density: float, outliers: float, out: Tensor) -> N
         _keep_between(rows.numpy(), magnitudes_at(rows.numpy(), ends), out.numpy())
         return
     magnitudes = rows.abs()
-    low, high = magnitudes.sort(dim=1).values[:, ends].split(1, dim=1)
+    ordered = magnitudes.sort(dim=1).values
+    low, high = (ordered[:, end, None] for end in ends)
     out.copy_(torch.where(magnitudes.ge(low) & magnitudes.le(high), rows, 0))
 
 
