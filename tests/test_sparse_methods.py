@@ -328,7 +328,7 @@ def test_pcb_agrees_with_its_formula_on_flattened_models(balancing: str, count: 
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (2, 257), (5, 9001)], ids=str)
-@pytest.mark.parametrize("scale", [1.0, 1e-18])  # products of the least that float32 holds
+@pytest.mark.parametrize("scale", [1.0, 1e-18, 1e-21])  # products near the least that float32 holds, and below
 def test_pcb_scores_by_its_compiled_loop_as_its_plain_formulation_does(
     shape: tuple[int, int], scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,7 @@ def _exps(units: Array, lows: Array, spans: Array, factors: Array, is_sum: bool,
     As Norm is in 0 … 1, the exponential is e^½ times the first nine terms of its series about ½: exact to rounding,
     and made of vector instructions, which numba has not for exp. PART coordinates are added one beside the other.
     """
-    half, one = np.float32(0.5), np.float32(1)
+    half, one, lift = np.float32(0.5), np.float32(1), np.float32(1 << 24)  # 1 / span overflows for the least spans
     c2, c3, c4, c5 = np.float32(1 / 2), np.float32(1 / 6), np.float32(1 / 24), np.float32(1 / 120)
     c6, c7, c8, root = np.float32(1 / 720), np.float32(1 / 5040), np.float32(1 / 40320), np.exp(0.5)
     exps, sums = np.empty(PART, np.float32), np.empty(PART, np.float64)
@@ -134,12 +134,12 @@ def _exps(units: Array, lows: Array, spans: Array, factors: Array, is_sum: bool,
     for start in range(0, size, TILE):
         for s in range(count):
             for t in range(s, count):
-                low, span, factor = lows[s, t], spans[s, t], root * factors[s, t]
+                low, inverse, factor = lows[s, t], one / (spans[s, t] * lift), root * factors[s, t]
                 sums[:] = 0
                 for first in range(start, min(start + TILE, size), PART):
                     left, right = units[s, first : first + PART], units[t, first : first + PART]
                     for i in range(len(left)):
-                        x = (left[i] * right[i] - low) / span - half
+                        x = (left[i] * right[i] - low) * lift * inverse - half
                         tail = c4 + x * (c5 + x * (c6 + x * (c7 + x * c8)))
                         exps[i] = one + x * (one + x * (c2 + x * (c3 + x * tail)))
                     if is_sum:
