@@ -44,6 +44,53 @@ def kept(density: float, count: int) -> int:
     return int(density * count + 1e-6)
 
 
+def magnitudes_at(rows: np.ndarray, places: list[int]) -> np.ndarray:
+    """The magnitudes at rising places of every row in rising order, exact: (r, n) -> (r, k). On the CPU.
+
+    In a long row a sample tells a magnitude that is just below the first one, and only what is above is ordered.
+    """
+    if rows.shape[1] < LONG:
+        return _partitioned(np.abs(rows), places)
+    return np.concatenate([_in_long_row(row, places) for row in rows])
+
+
+def _in_long_row(row: np.ndarray, places: list[int]) -> np.ndarray:
+    """`magnitudes_at` of (n,): (1, k)."""
+    sample = np.abs(row[::STRIDE])
+    rank = places[0] * len(sample) / len(row)
+    guess = max(0, int(rank - _slack(rank, len(sample))))
+    upper = _at_least(row, np.partition(sample, guess)[guess])
+    below = len(row) - len(upper)
+    if below > places[0]:  # the sample misled
+        upper, below = np.abs(row), 0
+    return _partitioned(upper[None], [place - below for place in places])
+
+
+def _partitioned(magnitudes: np.ndarray, places: list[int]) -> np.ndarray:
+    """What is at rising places in every row: (r, n) -> (r, k).
+
+    One place after the other, each among what the one before has put above it: numpy has vector instructions for a
+    single place.
+    """
+    found, first = [], 0
+    for place in places:
+        magnitudes = np.partition(magnitudes, place - first, axis=1)[:, place - first :]
+        found.append(magnitudes[:, 0])
+        first = place
+    return np.stack(found, axis=1)
+
+
+@compiled
+def _at_least(row: np.ndarray, low: np.floating) -> np.ndarray:
+    """The magnitudes of (n,) that are `low` or more, in their order."""
+    found, count = np.empty_like(row), 0
+    for value in row:
+        found[count] = abs(value)
+        count += abs(value) >= low
+    return found[:count]
+
+
+LONG = 1 << 14  # coordinates in a row, of which a sample tells something
 STRIDE = 251  # of the sample; prime, or it would be of a few columns of each matrix
 MOST = 1 / 16  # of the coordinates gathered in brackets: more are few values repeated, which are counted instead
 
@@ -52,7 +99,7 @@ def _bracketed(taus: TaskVectors, keep: int) -> Tensor | None:
     """The k-th largest |τ_t|, (T,), or None where a bracket from a sample missed one."""
     sample = np.concatenate(list(taus.visit(lambda run: np.stack([_magnitudes(tau) for tau in run.taus]), STRIDE)), 1)
     size, rank = sample.shape[1], keep * sample.shape[1] / taus.count()
-    slack = 6 * max(0.0, rank * (1 - rank / size)) ** 0.5 + 2
+    slack = _slack(rank, size)
     places = [int(max(0, size - rank - slack)), int(min(size - 1, size - rank + slack))]
     brackets = np.partition(sample, places, axis=1)[:, places]
     above, equal, within = [0] * len(taus), [0] * len(taus), [list[np.ndarray]() for _ in brackets]
@@ -68,6 +115,11 @@ def _bracketed(taus: TaskVectors, keep: int) -> Tensor | None:
     ranks = [keep - larger for larger in above]
     found = [_largest(*each) for each in zip(ranks, equal, within, brackets, strict=True)]
     return None if None in found else torch.tensor(found, dtype=torch.float32)
+
+
+def _slack(rank: float, size: int) -> float:
+    """How far the place of a value in a sample of that size may be from the one expected: six standard deviations."""
+    return 6 * max(0.0, rank * (1 - rank / size)) ** 0.5 + 2
 
 
 def _beside(tau: Tensor, low: np.float32, high: np.float32) -> tuple[int, int, np.ndarray]:

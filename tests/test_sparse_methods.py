@@ -13,8 +13,11 @@ from torch.testing import assert_close
 
 from fusion import methods
 from fusion.device import CPU
+from fusion.methods._draws import LEVELS
+from fusion.methods.breadcrumbs import keep_middle
 from fusion.methods.dare import drop
-from fusion.methods.della import keep_probabilities
+from fusion.methods.della import counts_by_rank, drop_in_rows
+from fusion.methods.pcb import exp_sums, exp_totals, largest, positive
 from fusion.vectors import Layer, NotApplicable, TaskVectors, run_length
 
 TAUS = [[4.0, -1.0, 2.0, 0.0], [1.0, 3.0, -5.0, 2.0], [-2.5, 2.0, 1.0, 6.0]]
@@ -146,6 +149,42 @@ def test_dare_at_density_one_changes_nothing() -> None:
     assert transformed("dare", vectors(*TAUS), density=1.0)["w"].tolist() == TAUS
 
 
+@pytest.mark.parametrize("algorithm", ["ties", "magnitude_prune", "doge"])
+def test_a_density_of_one_needs_no_look_at_the_models(algorithm: str) -> None:
+    looked: list[str] = []
+
+    def look(layer: Layer) -> Tensor:
+        looked.append(layer.name)
+        return layer.taus
+
+    methods.load(algorithm)(vectors(*TAUS).transform(look), rng=Generator(), density=1.0)
+    assert looked == []
+    methods.load(algorithm)(vectors(*TAUS).transform(look), rng=Generator(), density=0.9)
+    assert looked
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_magnitude_prune_at_density_one_changes_nothing(scope: str) -> None:
+    assert transformed("magnitude_prune", vectors(*TAUS), density=1.0, scope=scope)["w"].tolist() == TAUS
+
+
+def rows_of(kind: str) -> Tensor:
+    """Three rows of odd length."""
+    draws = torch.randn(3, 777, generator=Generator().manual_seed(4))
+    return {
+        "random": draws,
+        "tied": draws.round(),
+        "zero": 0 * draws,  # of both signs
+        "huge and tiny": draws.sign() * 10.0 ** (20 * draws).clamp(-44, 38),
+        "close to each other": 1 + 1e-6 * draws,
+        "one a row": draws.reshape(-1, 1),
+        "one row": draws.reshape(1, -1),
+    }[kind]
+
+
+KINDS = ["random", "tied", "zero", "huge and tiny", "close to each other", "one a row", "one row"]
+
+
 def test_breadcrumbs_drops_the_outliers_and_the_smallest() -> None:
     # Of ten, the largest two (10, -9) are outliers; five are kept; 3, 2, 1 are too small
     tau = [1.0, 10.0, -3.0, 8.0, 5.0, -9.0, 2.0, -4.0, 6.0, 7.0]
@@ -161,6 +200,24 @@ def test_breadcrumbs_counts_in_the_layer_or_in_every_row() -> None:
     )
     assert layer.tolist() == [[0.0, 0.0, 3.0, 4.0], [0.0, 0.0, 20.0, -10.0]]
     assert row.tolist() == [[0.0, -2.0, 3.0, 0.0], [0.0, 30.0, 20.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("long", [50, 10_000])
+def test_breadcrumbs_keeps_by_its_compiled_loop_what_its_plain_formulation_does(
+    kind: str, dtype: torch.dtype, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.thresholds.LONG", long)
+    monkeypatch.setattr("fusion.thresholds.STRIDE", 7)
+    rows = rows_of(kind).to(dtype)
+    for density, outliers in ((0.143, 0.007), (1.0, 0.0), (0.5, 0.5), (0.9, 0.4), (0.001, 0.01)):
+        compiled, plain = torch.empty_like(rows), torch.empty_like(rows)
+        monkeypatch.setattr("fusion.device.IS_PLAIN", False)
+        keep_middle(rows, density, outliers, compiled)
+        monkeypatch.setattr("fusion.device.IS_PLAIN", True)
+        keep_middle(rows, density, outliers, plain)
+        assert torch.equal(compiled, plain)
 
 
 EMPTY = {"s": torch.zeros(()), "e": torch.zeros(0, 3), "f": torch.zeros(3, 0), "c": torch.zeros(2, 20)}
@@ -183,9 +240,31 @@ def test_breadcrumbs_keeps_all_that_tie_with_the_last_one_kept(scope: str) -> No
 def test_della_keeps_large_coordinates_of_a_row_with_a_higher_probability() -> None:
     # 0.5 ± 0.2 / 2 by the rank among three, or among six; a single coordinate has no rank
     tau = torch.tensor([[1.0, -3.0, 2.0], [-60.0, 50.0, 40.0]])
-    assert_close(keep_probabilities(tau, 0.5, 0.2, "row"), torch.tensor([[0.4, 0.6, 0.5], [0.6, 0.5, 0.4]]))
-    assert_close(keep_probabilities(tau, 0.5, 0.2, "layer"), torch.tensor([[0.4, 0.48, 0.44], [0.6, 0.56, 0.52]]))
-    assert_close(keep_probabilities(torch.tensor([[7.0]]), 0.5, 0.2, "row"), torch.tensor([[0.5]]))
+    expected = {
+        "row": torch.tensor([[0.4, 0.6, 0.5], [0.6, 0.5, 0.4]]),
+        "layer": torch.tensor([[0.4, 0.48, 0.44], [0.6, 0.56, 0.52]]),
+    }
+    taus = TaskVectors({"w": torch.zeros(2, 3), "s": torch.zeros(2, 1)}, [{"w": tau, "s": torch.ones(2, 1)}])
+    for scope, shares in expected.items():
+        found = [transformed("della", taus, seed, density=0.5, epsilon=0.2, scope=scope) for seed in range(40)]
+        inverse = torch.stack([one["w"][0] / tau for one in found]).amax(0)  # 1 / (1 − p), by whichever seed keeps it
+        assert_close(inverse, 1 / shares, rtol=1e-4, atol=0)
+    assert_close(counts_by_rank(tau, 1, 0.5, 0.2), torch.tensor([LEVELS / 2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_della_drops_by_its_compiled_loop_what_its_plain_formulation_does(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(kind).to(dtype)
+    draws = torch.randint(-LEVELS // 2, LEVELS // 2, rows.shape, generator=Generator().manual_seed(5)).short()
+    counts = counts_by_rank(rows, rows.shape[1], 0.5, 0.9)
+    compiled, plain = torch.empty_like(rows), torch.empty_like(rows)
+    drop_in_rows(rows, draws, counts, compiled)
+    monkeypatch.setattr("fusion.device.IS_PLAIN", True)
+    drop_in_rows(rows, draws, counts, plain)
+    assert torch.equal(compiled, plain)
 
 
 def test_della_drops_by_these_probabilities_and_divides_by_them() -> None:
@@ -247,6 +326,38 @@ def test_pcb_agrees_with_its_formula_on_flattened_models(balancing: str, count: 
     found = tensors(merge("pcb", TaskVectors(start, split), density=0.2, balancing=balancing))
     expected = {"softmax": pcb_of_the_paper, "tanh": pcb_of_the_code}[balancing](draws.double(), 0.2)
     assert_close(torch.cat([found["a"].reshape(-1), found["b"]]), expected.float())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (2, 257), (5, 9001)], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-18, 1e-21])  # products near the least that float32 holds, and below
+def test_pcb_scores_by_its_compiled_loop_as_its_plain_formulation_does(
+    shape: tuple[int, int], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = scale * torch.randn(shape, generator=Generator().manual_seed(6))
+    products = units[:, None] * units
+    lows = products.amin(2)
+    spans = positive(products.amax(2) - lows)
+    means = torch.rand(lows.shape, dtype=torch.float64, generator=Generator().manual_seed(7)) + 1
+    means = means + means.T
+    compiled = exp_sums(units, lows, spans), exp_totals(units, lows, spans, means)
+    monkeypatch.setattr("fusion.device.IS_PLAIN", True)
+    plain = exp_sums(units, lows, spans), exp_totals(units, lows, spans, means)
+    assert_close(compiled, plain, rtol=1e-6, atol=0)
+    assert_close(plain[0], ((products - lows[:, :, None]) / spans[:, :, None]).double().exp().sum(2), rtol=1e-6, atol=0)
+
+
+def test_pcb_finds_the_largest_magnitudes_in_one_reading() -> None:
+    read: list[int] = []
+
+    def look(run: Layer) -> Tensor:
+        read.append(run.pretrained.numel())
+        return run.taus
+
+    taus = TaskVectors(*random_models({"a": (40, 50), "b": (700,)}, 3)).transform(look, coordinatewise=True)
+    expected = torch.stack([layer.taus.abs().flatten(1).amax(1) for layer in taus.layers()]).amax(0)
+    read.clear()
+    assert torch.equal(largest(taus), expected)
+    assert read == [2000, 700]
 
 
 def test_consensus_keeps_what_enough_tasks_want() -> None:

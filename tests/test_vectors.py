@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from fusion import methods
 from fusion.checkpoint import Checkpoint, save_tensors
-from fusion.thresholds import _bracketed, _radix_select, kept
+from fusion.thresholds import LONG, STRIDE, _bracketed, _radix_select, kept, magnitudes_at
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -136,6 +137,15 @@ def test_a_sample_that_misleads_does_not_change_the_threshold(monkeypatch: pytes
     taus = TaskVectors({"w": torch.zeros(1000)}, [{"w": tau}])
     assert _bracketed(taus, 100) is None
     assert taus.magnitude_thresholds(0.1).item() == tau.topk(100).values[-1].item()
+
+
+@pytest.mark.parametrize("places", [[0], [0, 0], [3, LONG - 1], [LONG // 3, LONG // 2, LONG]], ids=str)
+@pytest.mark.parametrize("seen", [0.0, 1.0, 1e30])
+def test_magnitudes_in_a_row_are_exact_whatever_the_sample_shows(places: list[int], seen: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(2, LONG + 1)).astype(np.float32)
+    for row in (*rows, *rows.astype(np.float64)):
+        row[::STRIDE] *= seen
+        assert magnitudes_at(row[None], places).tolist() == [np.sort(abs(row))[places].tolist()]
 
 
 def test_a_threshold_that_most_coordinates_share_need_not_be_in_the_first_layer() -> None:

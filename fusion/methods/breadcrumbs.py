@@ -7,16 +7,19 @@ fraction γ − β, the density, of the rest; then task arithmetic. Defaults: β
 The authors' code does so in each row (the last dimension) of a tensor by itself: scope 'row'.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from fusion.compiled import compiled
 from fusion.device import compiles
 from fusion.hyperparameters import Density, Fraction
-from fusion.thresholds import kept
+from fusion.thresholds import kept, magnitudes_at
 from fusion.vectors import Layer, TaskVectors
+
+Array = NDArray[Any]
 
 
 def breadcrumbs(
@@ -34,29 +37,45 @@ def breadcrumbs(
     """
 
     def mask(layer: Layer) -> Tensor:
-        found = torch.empty_like(layer.taus)
-        is_one_row = scope == "layer" or layer.pretrained.dim() == 0 or found.numel() == 0
+        found = torch.empty(layer.taus.shape, dtype=layer.taus.dtype, device=layer.taus.device)
+        if found.numel() == 0:
+            return found
+        is_one_row = scope == "layer" or layer.pretrained.dim() == 0
+        columns = layer.pretrained.numel() if is_one_row else layer.pretrained.shape[-1]
         for tau, out in zip(layer.taus, found, strict=True):
-            rows = tau.reshape(1, -1) if is_one_row else tau.reshape(-1, tau.shape[-1])
-            out.copy_(middle(rows, density, outliers).reshape(tau.shape))
+            keep_middle(tau.reshape(-1, columns), density, outliers, out.view(-1, columns))
         return found
 
     return taus.transform(mask)
 
 
-def middle(rows: Tensor, density: float, outliers: float) -> Tensor:
-    """The coordinates whose magnitude is neither among the largest nor the smallest of its row: (r, n) -> (r, n)."""
+def keep_middle(rows: Tensor, density: float, outliers: float, out: Tensor) -> None:
+    """Writes into `out` the coordinates whose magnitude is neither among the largest nor the smallest of its row.
+
+    Both: (r, n); the others are zero.
+    """
     size = rows.shape[1]
     keep = kept(density, size)
     if keep == 0:
-        return torch.zeros_like(rows)
+        out.zero_()
+        return
     top = size - 1 - min(kept(outliers, size), size - keep)  # places in rising order
     ends = [top - keep + 1, top]
-    magnitudes = rows.abs()
     if compiles(rows.device):
-        ordered = torch.from_numpy(np.partition(magnitudes.numpy(), ends, axis=1))
-    else:
-        ordered = magnitudes.sort(dim=1).values
+        _keep_between(rows.numpy(), magnitudes_at(rows.numpy(), ends), out.numpy())
+        return
+    magnitudes = rows.abs()
+    ordered = magnitudes.sort(dim=1).values
     low, high = (ordered[:, end, None] for end in ends)
-    inside = magnitudes.ge(low) & magnitudes.le(high)
-    return torch.where(inside, rows, 0)
+    out.copy_(torch.where(magnitudes.ge(low) & magnitudes.le(high), rows, 0))
+
+
+@compiled
+def _keep_between(rows: Array, ends: Array, out: Array) -> None:
+    """Those coordinates of (r, n) whose magnitudes are from ends[r, 0] to ends[r, 1], else 0."""
+    zero = rows.dtype.type(0)
+    for row in range(len(rows)):
+        low, high = ends[row, 0], ends[row, 1]
+        for i in range(rows.shape[1]):
+            magnitude = abs(rows[row, i])
+            out[row, i] = rows[row, i] if (magnitude >= low) & (magnitude <= high) else zero

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from fusion.hyperparameters import Density, Rate, Scaling, Steps
 from fusion.methods._adam import descend
 from fusion.methods._spectrum import each_leading, leading
+from fusion.methods.ties import global_thresholds
 from fusion.vectors import Layer, Merged, TaskVectors
 
 
@@ -40,7 +41,7 @@ def doge(
     density: fraction of coordinates kept per task, of the whole model. scaling: η, which the loss depends on too.
     subspace: the shared subspace has a rank of one in so many. lr: Adam's, absolute, as task vectors are.
     """
-    limits = taus.magnitude_thresholds(density)
+    limits = global_thresholds(taus, density)
 
     def update(layer: Layer) -> Tensor:
         if not layer.is_matrix:

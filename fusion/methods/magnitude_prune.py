@@ -19,8 +19,11 @@ def magnitude_prune(
     """The task vectors with all but their largest coordinates set to zero.
 
     density: fraction of coordinates kept per task, of the whole model (scope 'global') or of every tensor by itself
-    ('layer'). Coordinates of the same magnitude as the last one kept are kept too.
+    ('layer'); a density of 1 needs no look at the models. Coordinates of the same magnitude as the last one kept are
+    kept too.
     """
+    if density == 1:
+        return taus
     if scope == "layer":
         return taus.transform(lambda layer: trim(layer.taus, layer_thresholds(layer.taus, density)))
     thresholds = taus.magnitude_thresholds(density)

@@ -39,7 +39,7 @@ def ties(
     with the elected sign are joined; with 'sum' a scaling near 0.3 is usual. Coordinates of the same magnitude
     as the last one kept are kept too.
     """
-    thresholds = taus.magnitude_thresholds(density) if scope == "global" else None
+    thresholds = global_thresholds(taus, density) if scope == "global" else None
 
     def limits(layer: Layer) -> Tensor:
         return layer_thresholds(layer.taus, density) if thresholds is None else thresholds
@@ -52,8 +52,21 @@ def ties(
     )
 
 
+def global_thresholds(taus: TaskVectors, density: float) -> Tensor:
+    """The least magnitude kept of each task in the whole model: (T,); inf where none is.
+
+    0 at a density of 1, which needs no look at the models.
+    """
+    return torch.zeros(len(taus), device=taus.device) if density == 1 else taus.magnitude_thresholds(density)
+
+
 def layer_thresholds(taus: Tensor, density: float) -> Tensor:
-    """The ⌊density · P_l⌋-th largest magnitude of each task in one layer: (T, *shape) -> (T,); inf where none."""
+    """The ⌊density · P_l⌋-th largest magnitude of each task in one layer: (T, *shape) -> (T,); inf where none.
+
+    0 at a density of 1.
+    """
+    if density == 1:
+        return taus.new_zeros(len(taus))
     size = taus[0].numel()
     keep = kept(density, size)
     if keep == 0:
@@ -66,11 +79,10 @@ def layer_thresholds(taus: Tensor, density: float) -> Tensor:
 
 def trim(taus: Tensor, thresholds: Tensor) -> Tensor:
     """τ̂: (T, *shape) with the coordinates below their task's threshold (T,) set to zero."""
-    if taus.dtype != torch.float32 or not compiles(
-        taus.device
-    ):  # rounded as the thresholds are, or float64 loses the k-th
+    if taus.dtype != torch.float32 or not compiles(taus.device):
         limits = thresholds.reshape(-1, *[1] * (taus.dim() - 1))
-        return torch.where(taus.abs().to(limits.dtype) >= limits, taus, 0)
+        magnitudes = taus.abs().to(limits.dtype)  # rounded as the thresholds are, or float64 loses the k-th
+        return torch.where(magnitudes >= limits, taus, 0)
     trimmed = torch.empty_like(taus)
     below = torch.nextafter(thresholds, torch.tensor(0.0)).tolist()
     for tau, limit, out in zip(taus, below, trimmed, strict=True):
