@@ -32,7 +32,7 @@ class FixedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, slopes: list[Tensor], *params: Tensor) -> Tensor:
         ctx.slopes = slopes  # pyright: ignore[reportAttributeAccessIssue]
-        return torch.zeros(())
+        return slopes[0].new_zeros(())
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -44,7 +44,9 @@ class Objective:
 
     def __init__(self, layers: list[Layer]) -> None:
         rng = Generator().manual_seed(1)
-        self.slopes = {layer.name: torch.randn(layer.pretrained.shape, generator=rng) for layer in layers}
+        self.slopes = {
+            layer.name: torch.randn(layer.pretrained.shape, generator=rng).to(layer.pretrained) for layer in layers
+        }
         self.times: list[float] = []
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
