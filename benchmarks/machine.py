@@ -78,11 +78,17 @@ def bound(value: float, *, at_most: float | None = None, at_least: float | None 
 
 
 def verdict(figure: Mapping[str, Any]) -> str:
-    """A figure in words: '4.2 (at most 3, missed)'."""
+    """A figure in words: '4.20 (at most 3, missed)'."""
+    return told(figure, ".2f")
+
+
+def told(figure: Mapping[str, Any], form: str = ".3g") -> str:
+    """The same with three digits, for figures of any size, or in another form."""
     name = "at_least" if "at_least" in figure else "at_most"
+    value = f"{figure['value']:{form}}"
     if figure[name] is None:
-        return f"{figure['value']:.2f}"
-    return f"{figure['value']:.2f} ({name.replace('_', ' ')} {figure[name]:g}, {'met' if figure['met'] else 'missed'})"
+        return value
+    return f"{value} ({name.replace('_', ' ')} {figure[name]:g}, {'met' if figure['met'] else 'missed'})"
 
 
 def _anonymous() -> int:
