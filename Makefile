@@ -51,8 +51,8 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/table.py
 
 gpu: .venv/test
-	$(BIN)/pytest -m gpu -rs
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py  # first: a test that fails would end it all
+	$(BIN)/pytest -m gpu -rs tests/test_gpu.py
 
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -9,7 +9,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ KINDS = {"task_arithmetic": "none", "layer_wise": "layer"}
 BLOCK = {"qkv": (2304, 768), "out": (768, 768), "up": (3072, 768), "down": (768, 3072), "bias": (768,)}
 FASTER = {8: 5.0, 20: 10.0}  # the targets by number of tasks
 MEMORY = 0.25
+
+Loss = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class FixedGradient(torch.autograd.Function):
@@ -101,7 +103,7 @@ def measure(kind: str, tasks: int, blocks: int, steps: int, plain: bool) -> dict
 
 
 def learn_plainly(
-    layers: list[Layer], logits: dict[str, Tensor], objective: Objective, granularity: str, steps: int
+    layers: list[Layer], logits: dict[str, Tensor], objective: Loss, granularity: str, steps: int
 ) -> None:
     """Concrete as it is usually written."""
     models = [{layer.name: layer.taus[t] for layer in layers} for t in range(len(layers[0].taus))]

@@ -27,7 +27,7 @@ class Sizes:
     pictures: int  # that are evaluated
     steps: int  # of an adaptive method, timed at once
     repeats: int
-    vision: dict[str, int]
+    vision: dict[str, Any]
 
 
 VIT_B_32 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -70,7 +70,8 @@ class Setup:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         torch.manual_seed(0)
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**self.sizes.vision)).to(self.place).eval()
+        network: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig(**self.sizes.vision))
+        return network.to(self.place).eval()
 
     @cached_property
     def taus(self) -> TaskVectors:
