@@ -1,15 +1,21 @@
-"""The benchmark of a GPU is rehearsed: every line of it, at tiny sizes."""
+"""The benchmark of a GPU is rehearsed, every line of it at tiny sizes; what it compares with computes the same."""
 
 import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 import waiting
+from tiny_vectors import merge, random_models
+
+from fusion.device import CPU
+from fusion.vectors import Merged, TaskVectors
 
 SCRIPT = tiny.ROOT / "benchmarks/gpu.py"
 SECTIONS = ["agreement", "adaptive", "merging", "matrices", "training", "evaluation", "projection"]
@@ -26,6 +32,41 @@ def measure(path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
 
 def figures(row: dict[str, Any]) -> list[float]:
     return [value["value"] for value in row.values() if isinstance(value, dict)]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder's modules can be imported."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+
+
+PLAIN = {"tsv_m": {}, "iso_c": {}, "iso_cts": {}, "wudi": {"steps": 5}, "doge": {"steps": 5}}
+
+
+@pytest.mark.parametrize("algorithm", PLAIN)
+def test_a_plain_formulation_makes_what_the_method_makes(algorithm: str, benchmarks: None) -> None:
+    import plain  # pyright: ignore[reportMissingImports]
+
+    pretrained, finetuned = random_models({"w": (40, 30)}, 3)
+    whole = {"density": 1.0} if algorithm == "doge" else {}  # its last mask is not in the plain formulation
+    merged = merge(algorithm, TaskVectors(pretrained, finetuned), **PLAIN[algorithm], **whole)
+    assert isinstance(merged, Merged)
+    expected = getattr(plain, algorithm)(
+        torch.stack([one["w"] - pretrained["w"] for one in finetuned]), **PLAIN[algorithm]
+    )
+    found = merged.tensors()["w"] - pretrained["w"]
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_what_cannot_be_measured_is_written_down_and_the_rest_goes_on(benchmarks: None) -> None:
+    import gpu  # pyright: ignore[reportMissingImports]
+    from on_gpu.setup import Setup  # pyright: ignore[reportMissingImports]
+
+    rows = gpu.measured(Setup(CPU, True, deadline=math.inf), "absent")
+    assert rows == [{"work": "absent", "error": "ModuleNotFoundError: No module named 'on_gpu.absent'"}]
+    assert gpu.tried(lambda: 1 / 0) == {"error": "ZeroDivisionError: division by zero"}
+    rows = gpu.measured(Setup(CPU, True, deadline=time.monotonic()), "evaluation")
+    assert rows == [{"work": "evaluation", "skipped": "no time was left"}]
 
 
 @pytest.mark.slow
