@@ -1,10 +1,11 @@
-# `make demo` runs the main job, `make test` the checks; both install what they need. `make bench` measures.
+# `make demo` runs the main job, `make test` the checks; both install what they need. `make bench` measures; `make gpu`
+# checks and measures on a GPU.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo install test presets lint schema bench slurm-profile
+.PHONY: demo install test presets lint schema bench gpu slurm-profile
 
 install: .venv/demo
 
@@ -48,6 +49,10 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/slurm.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/table.py
+
+gpu: .venv/test
+	$(BIN)/python benchmarks/gpu.py  # first: a test that fails would end it all
+	$(BIN)/pytest -m gpu -rs tests/test_gpu.py
 
 .venv/demo: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -9,7 +9,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ BLOCK = {"qkv": (2304, 768), "out": (768, 768), "up": (3072, 768), "down": (768,
 FASTER = {8: 5.0, 20: 10.0}  # the targets by number of tasks
 MEMORY = 0.25
 
+Loss = Callable[[Mapping[str, Tensor]], Tensor]
+
 
 class FixedGradient(torch.autograd.Function):
     """A loss of zero whose gradient is the tensors given: a model whose forward and backward take no time."""
@@ -32,7 +34,7 @@ class FixedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, slopes: list[Tensor], *params: Tensor) -> Tensor:
         ctx.slopes = slopes  # pyright: ignore[reportAttributeAccessIssue]
-        return torch.zeros(())
+        return slopes[0].new_zeros(())
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -44,7 +46,9 @@ class Objective:
 
     def __init__(self, layers: list[Layer]) -> None:
         rng = Generator().manual_seed(1)
-        self.slopes = {layer.name: torch.randn(layer.pretrained.shape, generator=rng) for layer in layers}
+        self.slopes = {
+            layer.name: torch.randn(layer.pretrained.shape, generator=rng).to(layer.pretrained) for layer in layers
+        }
         self.times: list[float] = []
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -99,7 +103,7 @@ def measure(kind: str, tasks: int, blocks: int, steps: int, plain: bool) -> dict
 
 
 def learn_plainly(
-    layers: list[Layer], logits: dict[str, Tensor], objective: Objective, granularity: str, steps: int
+    layers: list[Layer], logits: dict[str, Tensor], objective: Loss, granularity: str, steps: int
 ) -> None:
     """Concrete as it is usually written."""
     models = [{layer.name: layer.taus[t] for layer in layers} for t in range(len(layers[0].taus))]

@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,20 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory[0] / 2**20) if memory else 0,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "snakemake")},
+        **{name: _version(name) for name in ("torch", "transformers", "peft", "snakemake")},
     }
 
 
 def write(name: str, figures: Mapping[str, Any]) -> None:
     """Writes results/<name>.json: the machine and the figures."""
     RESULTS.mkdir(exist_ok=True)
+    write_to(RESULTS / f"{name}.json", figures)
+
+
+def write_to(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes a file elsewhere: the machine and the figures."""
     text = json.dumps({"machine": machine(), **figures}, indent=2)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 class PeakMemory:
@@ -73,17 +78,31 @@ def bound(value: float, *, at_most: float | None = None, at_least: float | None 
 
 
 def verdict(figure: Mapping[str, Any]) -> str:
-    """A figure in words: '4.2 (at most 3, missed)'."""
+    """A figure in words: '4.20 (at most 3, missed)'."""
+    return told(figure, ".2f")
+
+
+def told(figure: Mapping[str, Any], form: str = ".3g") -> str:
+    """The same with three digits, for figures of any size, or in another form."""
     name = "at_least" if "at_least" in figure else "at_most"
+    value = f"{figure['value']:{form}}"
     if figure[name] is None:
-        return f"{figure['value']:.2f}"
-    return f"{figure['value']:.2f} ({name.replace('_', ' ')} {figure[name]:g}, {'met' if figure['met'] else 'missed'})"
+        return value
+    return f"{value} ({name.replace('_', ' ')} {figure[name]:g}, {'met' if figure['met'] else 'missed'})"
 
 
 def _anonymous() -> int:
     """Bytes of anonymous memory of this process now."""
     line = next(line for line in _lines("/proc/self/status") if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
+
+
+def _version(package: str) -> str:
+    """The version of a package; a machine that measures one thing need not have what the others need."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _lines(path: str) -> list[str]:

@@ -33,6 +33,8 @@ CONTENT: dict[str, str] = {
     "knots dare": "draws are seeded with the bytes of coordinates",
     "core_space dare": "draws are seeded with the bytes of coordinates",
 }
+# Every kind of device has draws of its own.
+DRAWS = CONTENT | {"concrete": "the noise of its masks"}
 # The host waits for every evaluation of a loss.
 SEARCHES: dict[str, str] = {
     "greedy_task_arithmetic": "it chooses the scaling of the least loss after every task",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import assert_same, expected, fuse, read
-from laws import CONTENT, SEARCHES
+from laws import DRAWS, SEARCHES
 from pretend_device import THERE, PretendDevice, Seen
 from test_methods_contract import each_variant, obeying, tasks
 from test_methods_contract import models as all_models
@@ -27,7 +27,6 @@ from fusion.pipelines import needs, parts
 from fusion.vectors import Layer, Merged, TaskVectors
 
 SHAPES = {"blocks.0.a": (80, 70), "blocks.0.b": (70,), "blocks.1.a": (80, 70), "blocks.1.d": (2, 3, 4), "e": ()}
-DRAWS = CONTENT | {"concrete": "the noise of its masks"}  # every kind of device has its own
 
 
 @pytest.fixture
