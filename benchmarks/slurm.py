@@ -29,7 +29,7 @@ STOCK = [  # snakemake-executor-plugin-slurm, told to look every second
     "--executor", "slurm", "--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1",
     "--slurm-status-command", "squeue", "--slurm-no-account", "--slurm-array-jobs", "all",
 ]  # fmt: skip
-FASTER, SECONDS_A_JOB, SHARE = 5.0, 0.3, 0.05  # than the stock executor; of 300 jobs; of a core at 1,000 jobs
+FASTER, SECONDS_A_JOB, SHARE = 7.0, 0.25, 0.05  # than the stock executor; of 300 jobs; of a core at 1,000 jobs
 POLL = 5  # seconds, in the last part
 WATCHED = 60  # seconds
 
