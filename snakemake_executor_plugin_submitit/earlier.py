@@ -87,7 +87,7 @@ class Earlier:
         if left:
             self._tell_of(left)
         if ended:
-            named = ", ".join(ended[:MANY]) + ", …" * (len(ended) > MANY)
+            named = ", ".join(sorted(ended)[:MANY]) + ", …" * (len(ended) > MANY)
             count = f"{len(ended)} jobs of an earlier run have" if len(ended) > 1 else "a job of an earlier run has"
             text = f"{count} ended well, and nothing needs now what it made: {named}"
             self._voice.say(f"{text}; a run that does takes it up")
