@@ -90,7 +90,7 @@ def plain(layers: list[Layer], coefficients: Tensor, logits: dict[str, Tensor], 
     """The authors' formulation: a masked copy of every task vector, then their weighted sum."""
     rng, rows, params = Generator().manual_seed(seed), by_layer(layers, coefficients), {}
     masks = {name: sample(x, 0.5, rng) for name, x in logits.items()}
-    for name, theta0, taus, _ in layers:
+    for name, theta0, taus, *_ in layers:
         copies = [taus[t] * masks[name] / masks[name].mean() for t in range(len(taus))]
         params[name] = theta0 + sum(rows[name][t] * copy for t, copy in enumerate(copies))
     return params

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fusion.backbones import Backbone
-from fusion.device import autocast
+from fusion.device import autocast, on_device
 from fusion.modes import attach, freeze, initialise
 from fusion.stages.finetune import Batch, Task, train
 from on_gpu.measure import clear, extra_bytes, side_by_side
@@ -52,12 +52,13 @@ def compare(setup: Setup, mode: str) -> Figures:
     size, steps = setup.sizes.batch, 2 if setup.is_tiny else STEPS
     inputs = pictures(setup, 4 * size)
     labels = torch.arange(len(inputs)) % 10
-    task = Task(inputs, labels.to(setup.place), setup.head())
+    task = Task(inputs, labels, setup.head())
+    there = on_device(backbone.collate(inputs[:size])), labels[:size].to(setup.place), task.head
     with tempfile.TemporaryDirectory() as folder:
         recipe = {**RECIPE, "steps": steps, "batch_size": size}
         works = {
             "ours": partial(train, backbone, trained, [task], recipe, 0, Path(folder) / "resume", row(mode), ""),
-            "bare": partial(bare, backbone, trained, Batch.of(backbone, task, list(range(size))), recipe),
+            "bare": partial(bare, backbone, trained, Batch(*there), recipe),
         }
         times = side_by_side(works, setup.place, setup.sizes.repeats)
         taken = extra_bytes(works["ours"], setup.place)
