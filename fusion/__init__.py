@@ -33,8 +33,12 @@ Methods that change task vectors, or a merged model, compose with those that mer
 `help(methods.ties)` says what the hyper-parameters are; `fusion methods ties`, in a shell, the paper and formula too.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Large tensors in large pages: the first write to a tensor of 75 MB takes half the time. torch looks once.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # Loaded when asked for: reading a configuration must not import torch. Named as text, so that a stage that imports
 # one module of this package does not depend on the code of all (fusion.provenance reads import statements).

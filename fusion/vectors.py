@@ -84,6 +84,7 @@ class TaskVectors:
     def transform(self, change: Change, *, coordinatewise: bool = False, count: int | None = None) -> "TaskVectors":
         """The task vectors with change(layer), (T, *shape), in place of τ; computed anew at every reading.
 
+        The τ that `change` is given are its own: it may write in them.
         coordinatewise: `change` takes any run of coordinates as well as a layer, and is then given runs, in
         parallel. count: the number of task vectors that it returns, where that is not T.
         """

@@ -212,11 +212,11 @@ def test_breadcrumbs_keeps_by_its_compiled_loop_what_its_plain_formulation_does(
     monkeypatch.setattr("fusion.thresholds.STRIDE", 7)
     rows = rows_of(kind).to(dtype)
     for density, outliers in ((0.143, 0.007), (1.0, 0.0), (0.5, 0.5), (0.9, 0.4), (0.001, 0.01)):
-        compiled, plain = torch.empty_like(rows), torch.empty_like(rows)
+        compiled, plain = rows.clone(), rows.clone()
         monkeypatch.setattr("fusion.device.IS_PLAIN", False)
-        keep_middle(rows, density, outliers, compiled)
+        keep_middle(compiled, density, outliers)
         monkeypatch.setattr("fusion.device.IS_PLAIN", True)
-        keep_middle(rows, density, outliers, plain)
+        keep_middle(plain, density, outliers)
         assert torch.equal(compiled, plain)
 
 

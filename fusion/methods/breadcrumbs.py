@@ -37,45 +37,42 @@ def breadcrumbs(
     """
 
     def mask(layer: Layer) -> Tensor:
-        found = torch.empty(layer.taus.shape, dtype=layer.taus.dtype, device=layer.taus.device)
-        if found.numel() == 0:
-            return found
+        taus = layer.taus.contiguous()
+        if taus.numel() == 0:
+            return taus
         is_one_row = scope == "layer" or layer.pretrained.dim() == 0
         columns = layer.pretrained.numel() if is_one_row else layer.pretrained.shape[-1]
-        for tau, out in zip(layer.taus, found, strict=True):
-            keep_middle(tau.reshape(-1, columns), density, outliers, out.view(-1, columns))
-        return found
+        for tau in taus:
+            keep_middle(tau.view(-1, columns), density, outliers)
+        return taus
 
     return taus.transform(mask)
 
 
-def keep_middle(rows: Tensor, density: float, outliers: float, out: Tensor) -> None:
-    """Writes into `out` the coordinates whose magnitude is neither among the largest nor the smallest of its row.
-
-    Both: (r, n); the others are zero.
-    """
+def keep_middle(rows: Tensor, density: float, outliers: float) -> None:
+    """Sets to zero, in place, the coordinates (r, n) whose magnitude is among the largest or the smallest of its row."""
     size = rows.shape[1]
     keep = kept(density, size)
     if keep == 0:
-        out.zero_()
+        rows.zero_()
         return
     top = size - 1 - min(kept(outliers, size), size - keep)  # places in rising order
     ends = [top - keep + 1, top]
     if compiles(rows.device):
-        _keep_between(rows.numpy(), magnitudes_at(rows.numpy(), ends), out.numpy())
+        _keep_between(rows.numpy(), magnitudes_at(rows.numpy(), ends))
         return
     magnitudes = rows.abs()
     ordered = magnitudes.sort(dim=1).values
     low, high = (ordered[:, end, None] for end in ends)
-    out.copy_(torch.where(magnitudes.ge(low) & magnitudes.le(high), rows, 0))
+    rows.masked_fill_(magnitudes.lt(low) | magnitudes.gt(high), 0)
 
 
 @compiled
-def _keep_between(rows: Array, ends: Array, out: Array) -> None:
-    """Those coordinates of (r, n) whose magnitudes are from ends[r, 0] to ends[r, 1], else 0."""
+def _keep_between(rows: Array, ends: Array) -> None:
+    """Sets to zero those coordinates of (r, n) whose magnitudes are not from ends[r, 0] to ends[r, 1]."""
     zero = rows.dtype.type(0)
     for row in range(len(rows)):
         low, high = ends[row, 0], ends[row, 1]
         for i in range(rows.shape[1]):
             magnitude = abs(rows[row, i])
-            out[row, i] = rows[row, i] if (magnitude >= low) & (magnitude <= high) else zero
+            rows[row, i] = rows[row, i] if (magnitude >= low) & (magnitude <= high) else zero
