@@ -13,19 +13,32 @@ CPU = torch.device("cpu")
 
 
 def device() -> torch.device:
-    """The device that FUSION_DEVICE names, cpu or cuda; without it the GPU if one is visible, else the CPU."""
-    return torch.device(os.environ.get("FUSION_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device that FUSION_DEVICE names, cpu or cuda; without it the GPU if one is visible, else the CPU.
+
+    ValueError where it names a GPU and PyTorch sees none.
+    """
+    named = os.environ.get("FUSION_DEVICE")
+    return present(named) if named else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def chosen(wanted: str) -> torch.device:
     """The device of that name, cpu or cuda; `device()` where it is auto. ValueError where PyTorch sees no GPU."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+    return device() if wanted == "auto" else present(wanted)
+
+
+def present(name: str) -> torch.device:
+    """The device of that name; ValueError where it is a GPU and PyTorch sees none, or no device's name."""
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"FUSION_DEVICE: got {name!r}, expected cpu, cuda or cuda:0, cuda:1 …") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
         raise ValueError(
-            f"got the device cuda, and PyTorch {torch.__version__}, which {built}, sees no GPU "
+            f"got the device {name}, and PyTorch {torch.__version__}, which {built}, sees no GPU "
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}); check nvidia-smi, or use cpu"
         )
-    return device() if wanted == "auto" else torch.device(wanted)
+    return place
 
 
 def name_of(place: torch.device) -> str:

@@ -81,13 +81,17 @@ OPTIONS: dict[str, type[Row]] = {
 
 
 class BackboneRow(Row):
-    """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own."""
+    """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own.
+
+    compile: whether torch.compile makes fine-tuning and evaluation faster, after a minute or so a job.
+    """
 
     kind: Literal["sentence_encoder", "clip", "dinov2"]
     sources: list[WeightsSource] = Field(min_length=1)
     frozen: list[str] = []
     target_modules: list[str] = Field(min_length=1)
     options: dict[str, Any] = Field(default={}, validate_default=True)
+    compile: bool = False
 
     @field_validator("options")
     @classmethod

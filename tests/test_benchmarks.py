@@ -69,6 +69,15 @@ def test_what_cannot_be_measured_is_written_down_and_the_rest_goes_on(benchmarks
     assert rows == [{"work": "evaluation", "skipped": "no time was left"}]
 
 
+def test_a_gpu_machine_needs_no_package_that_nothing_measured_needs() -> None:
+    absent = ("datasets", "pyarrow", "open_clip", "snakemake", "submitit", "nevergrad", "hypothesis")
+    code = "import sys; from importlib import import_module\n"
+    code += f"sys.modules |= dict.fromkeys({absent})\nfor name in sys.argv[1:]: import_module('on_gpu.' + name)"
+    path = os.pathsep.join([str(SCRIPT.parent), str(tiny.ROOT)])
+    done = waiting.run([sys.executable, "-c", code, *SECTIONS], env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 def test_every_line_of_the_gpu_benchmark_runs_at_tiny_sizes_on_a_cpu(tmp_path: Path) -> None:
     found, said = measure(tmp_path / "gpu.json", "--seconds", "3600")

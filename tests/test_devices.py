@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from torch.testing import assert_close
 
 from fusion.alike import updates
+from fusion.device import device
 from fusion.held import within_memory
 from fusion.methods._mask import logistic
 from fusion.methods.dare import drop
@@ -215,6 +216,18 @@ def test_files_are_merged_on_the_device_that_is_there(
 def test_a_gpu_that_is_not_there_is_an_error(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fuse(models, tmp_path / "out", "ties", "--device", "cuda") == 1
     assert "sees no GPU" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+@pytest.mark.parametrize(
+    ("named", "said"), [("cuda", "sees no GPU"), ("cuda:1", "sees no GPU"), ("gpu", "FUSION_DEVICE: got 'gpu'")]
+)
+def test_a_device_of_the_environment_that_is_not_there_is_an_error_in_words(
+    named: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSION_DEVICE", named)
+    with pytest.raises(ValueError, match=said):
+        device()
 
 
 def test_a_device_without_memory_is_an_error_that_says_what_to_do(

@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 from tiny_stages import World, changed
 
 from fusion.artifacts import read_json
+from fusion.backbones import open_backbone
 from fusion.backbones.sentence_encoder import Batch, SentenceEncoder
 from fusion.checkpoint import Checkpoint
+from fusion.data.tasks import TaskData
 from fusion.job import Job, run
 from fusion.modes import attach, freeze
 from fusion.resumption import keep, restore
+from fusion.scoring import batched, predict
 from fusion.stages.finetune import identity, schedule, tasks, train
 
 FILES = ("model.safetensors", "adapter_model.safetensors")
@@ -263,3 +266,29 @@ def test_a_resumable_run_is_told_by_its_data_head_and_start(new_world: World) ->
         seen.add(identity(replace(job, input=job.input | {name: str(other)})))
     seen.add(identity(replace(job, input=job.input | {"init": [str(new_world.init("lora_both"))]})))
     assert len(seen) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "l_lora"])
+def test_a_compiled_backbone_trains_and_scores_as_the_plain_one(
+    world: World, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.device.precision", lambda: torch.float32)
+    made, scored = {}, {}
+    for compiles in (False, True):
+        job = world.finetune_job(mode, "food", tmp_path / str(compiles), steps=6)
+        job.params["settings"]["backbone"] = world.backbone_row | {"compile": compiles}
+        torch.compiler.reset()
+        before = torch._dynamo.utils.counters["frames"]["ok"]
+        run(job)
+        assert (torch._dynamo.utils.counters["frames"]["ok"] > before) == compiles
+        made[compiles] = load_file(next((tmp_path / str(compiles)).glob("*.safetensors")))
+        backbone = open_backbone(world.model, job.params["settings"]["backbone"])
+        inputs = TaskData(world.data("food")).inputs("test")
+        head = Checkpoint(world.head("food"))["weight"]
+        weights = {name: tensor + 0.01 for name, tensor in backbone.module.state_dict().items()}
+        scored[compiles] = predict(backbone, weights, head, batched(backbone, inputs, 4)).entropies
+    for name, tensor in made[False].items():
+        if not name.endswith("key.bias"):  # on which no output depends
+            torch.testing.assert_close(made[True][name], tensor, rtol=5e-3, atol=5e-5)
+    torch.testing.assert_close(scored[True], scored[False], rtol=1e-4, atol=1e-5)

@@ -60,6 +60,12 @@ def test_every_method_has_a_row_in_every_space_of_every_mode(done: Path) -> None
     assert {"pretrained", "individual", "multitask"} <= set(board["method"])
 
 
+def test_compiling_a_backbone_trains_and_scores_anew_and_prepares_nothing(done: Path) -> None:
+    rules = set(plan(done, define={"backbones": {"tiny": {"compile": True}}}).rules)
+    assert {"finetune_task", "evaluate_pretrained"} <= rules
+    assert not rules & {"prepare_backbone", "make_head", "make_init", "prepare_task"}
+
+
 def test_running_again_does_nothing(done: Path) -> None:
     assert not plan(done).rules
 

@@ -30,7 +30,12 @@ class Backbone(Protocol):
 
 
 def open_backbone(folder: str | Path, row: Mapping[str, Any]) -> Backbone:
-    """The backbone of a config row, with the weights in `folder`, in evaluation mode on this machine's device."""
+    """The backbone of a config row, with the weights in `folder`, in evaluation mode on this machine's device.
+
+    One that is to be compiled is so at its first batch; on a CPU that takes a C++ compiler.
+    """
     backbone: Any = KINDS[row["kind"]](folder, **row["options"])
     backbone.module.to(device())
+    if row.get("compile"):
+        backbone.module.compile()
     return backbone

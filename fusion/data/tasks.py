@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, Image, load_from_disk
 from torch import Generator, Tensor
 
 from fusion.artifacts import read_json
 from fusion.data.images import Picture
+
+if TYPE_CHECKING:  # a machine that only measures training need not have it
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class TaskData:
         """Their class indices (n,)."""
         return torch.tensor(self._split(split, limit)["label"][:])
 
-    def _split(self, split: str, limit: int | None) -> Dataset:
+    def _split(self, split: str, limit: int | None) -> "Dataset":
+        from datasets import Dataset, load_from_disk
+
         data = load_from_disk(str(self.folder / split))
         assert isinstance(data, Dataset)
         return data.select(range(min(limit or len(data), len(data))))
@@ -42,7 +46,9 @@ class TaskData:
 class Pictures(Sequence[Picture]):
     """The pictures of a split, read when asked for and not decoded."""
 
-    def __init__(self, data: Dataset, name: str) -> None:
+    def __init__(self, data: "Dataset", name: str) -> None:
+        from datasets import Image
+
         self._data, self._name = data.cast_column("image", Image(decode=False)), name
 
     def __len__(self) -> int:

@@ -9,7 +9,6 @@ The authors' code does so in each row (the last dimension) of a tensor by itself
 
 from typing import Any, Literal
 
-import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
@@ -50,7 +49,7 @@ def breadcrumbs(
 
 
 def keep_middle(rows: Tensor, density: float, outliers: float) -> None:
-    """Sets to zero, in place, the coordinates (r, n) whose magnitude is among the largest or the smallest of its row."""
+    """Sets to zero, in place, the coordinates whose magnitude is among the largest or the smallest of its row: (r, n)."""
     size = rows.shape[1]
     keep = kept(density, size)
     if keep == 0:

@@ -44,6 +44,11 @@ def backbone(name):
     return PLAN.rows.backbones[name].model_dump(include={"kind", "options"})
 
 
+def compiled_backbone(name):
+    """The same for stages that compile it, where its row says so."""
+    return backbone(name) | {"compile": True} if PLAN.rows.backbones[name].compile else backbone(name)
+
+
 @cache
 def pretrained_settings(name):
     """Where a backbone's weights come from, and how they are read."""
@@ -166,9 +171,10 @@ def pretrained(backbone):
 
 
 def version(row):
-    """What tells a row from others of its name: its values, and those of the archives it reads."""
+    """What tells a row from others of its name: its values, and those of the archives it reads; not whether what is
+    prepared is compiled later."""
     archives = [archive_settings(source.archive) for source in row.sources if source.archive]
-    return digest([row.model_dump(), archives])[:8]
+    return digest([row.model_dump(exclude={"compile"}), archives])[:8]
 
 
 def archive_settings(name):
@@ -337,7 +343,7 @@ def evaluation(method, method_class):
     def settings(wildcards):
         name, condition = method or wildcards.method, PLAN.rows.suites[wildcards.suite].condition
         return {
-            "backbone": backbone(wildcards.backbone),
+            "backbone": compiled_backbone(wildcards.backbone),
             "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
             "tasks": tested(wildcards),
             "unseen": PLAN.rows.suites[wildcards.suite].unseen,

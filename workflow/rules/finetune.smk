@@ -46,7 +46,7 @@ rule finetune_task:
         stage="fusion.stages.finetune:finetune",
         code=code_hash("fusion.stages.finetune"),
         settings=lambda w: {
-            "backbone": backbone(w.backbone),
+            "backbone": compiled_backbone(w.backbone),
             "mode": PLAN.mode(w.backbone, w.mode),
             "finetune": PLAN.config.finetune.settings(w.mode),
             "tasks": [w.task] if "task" in w.keys() else suite(w.suite),
