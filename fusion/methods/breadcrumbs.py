@@ -49,7 +49,7 @@ def breadcrumbs(
 
 
 def keep_middle(rows: Tensor, density: float, outliers: float) -> None:
-    """Sets to zero, in place, the coordinates whose magnitude is among the largest or the smallest of its row: (r, n)."""
+    """Sets to zero, in place, what is among the largest or the smallest magnitudes of its row: (r, n)."""
     size = rows.shape[1]
     keep = kept(density, size)
     if keep == 0:
