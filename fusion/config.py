@@ -31,7 +31,9 @@ class Fuse(Row):
     """Which unlabelled inputs adaptive methods see, in which batches, and how many examples choose from a grid.
 
     statistics_examples: of each task's training split, that Fisher diagonals and Gram matrices are taken on;
-    loss_examples: of each, that a labelled search sees.
+    loss_examples: of each, that a labelled search sees. fisher_labels: over the labels of an example, Fisher
+    information is the exact expectation, with a backward pass a class less one, or that of one label drawn from the
+    model's own prediction.
     """
 
     adapted_on: Literal["train", "val", "test"] = "val"
@@ -39,6 +41,7 @@ class Fuse(Row):
     select_examples: int | None = Field(default=None, ge=1)
     statistics_examples: int = Field(default=256, ge=1)
     loss_examples: int = Field(default=16, ge=1)
+    fisher_labels: Literal["exact", "sampled"] = "exact"
 
 
 class Evaluate(Row):

@@ -1,5 +1,6 @@
 """Fisher information and Gram matrices of fine-tuned models and of merged ones, and losses."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusion import fisher_information
 from fusion.artifacts import sha256
 from fusion.candidates import used
 from fusion.checkpoint import Checkpoint
 from fusion.data.tasks import TaskData
+from fusion.fisher_information import Resume, exact_directions, fisher, sampled_direction
+from fusion.interruption import Interrupted, ask
 from fusion.job import Job, run
 from fusion.methods import merge
 from fusion.needs import grams, total_loss
 from fusion.spaces import Space, open_space, read_weights
-from fusion.stages.statistics import label_directions
 from fusion.suites import Suite
 from fusion.vectors import NotApplicable
 
@@ -33,7 +37,7 @@ def statistics_job(
 ) -> Job:
     """The job that computes one statistic of one fine-tuned model."""
     settings = {"backbone": world.backbone_row, "space": space, "frozen": world.frozen, "statistic": statistic}
-    settings |= {"examples": EXAMPLES, "batch_size": 4}
+    settings |= {"examples": EXAMPLES, "batch_size": 4, "labels": "exact", "seed": 0}
     inputs: dict[str, Any] = {"model": world.model, "finetuned": world.finetuned(mode, task), "data": world.data(task)}
     inputs = {name: str(value) for name, value in (inputs | {"head": world.head(task)}).items()}
     inputs["init"] = [str(folder) for folder in [world.init(mode)] if folder]
@@ -67,14 +71,26 @@ def parameters(space: Space, task: int = 0) -> dict[str, Tensor]:
     return space.vectors.map(lambda layer: layer.taus[task]).tensors()
 
 
-@pytest.mark.parametrize("logits", [[0.3, -1.2], [2.0, 0.0, -1.0, 0.5], [40.0, 0.0, -40.0]], ids=str)
-def test_label_directions_square_to_the_expectation_over_the_labels(logits: list[float]) -> None:
+@pytest.mark.parametrize(
+    "logits", [[0.3, -1.2], [2.0, 0.0, -1.0, 0.5], [40.0, 0.0, -40.0], [-80.0, 0.0, 20.0]], ids=str
+)
+def test_exact_directions_square_to_the_expectation_over_the_labels(logits: list[float]) -> None:
     z = torch.tensor(logits, dtype=torch.float64)
     p = z.softmax(0)
     scores = torch.eye(len(z), dtype=torch.float64) - p  # ∂ log p_y / ∂z, a row a label
-    directions = torch.stack(list(label_directions(z)))
-    assert len(directions) < len(z)
+    directions = exact_directions(z)
+    assert len(directions) == len(z) - 1
     assert_close(directions.T @ directions, scores.T @ torch.diag(p) @ scores, rtol=1e-6, atol=1e-12)
+
+
+def test_a_sampled_direction_is_that_of_a_label_as_often_as_the_model_predicts_it() -> None:
+    z = torch.tensor([2.0, 0.0, -1.0, 0.5], dtype=torch.float64)
+    p, count = z.softmax(0), 1000
+    scores = torch.eye(len(z), dtype=torch.float64) - p
+    drawn = torch.cat([sampled_direction(z, torch.tensor((i + 0.5) / count)) for i in range(count)])
+    labels = torch.cdist(drawn, scores).argmin(1)
+    assert_close(drawn, scores[labels])
+    assert_close(labels.bincount(minlength=len(z)) / count, p, rtol=0, atol=1.01 / count, check_dtype=False)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +115,79 @@ def test_fisher_information_is_the_expected_square_of_each_examples_gradients(
     rounding = 1e-9 * max(tensor.max().item() for tensor in expected.values())  # no output depends on a key's bias
     for name, tensor in expected.items():
         assert_close(found[name], tensor, rtol=1e-3, atol=rounding)
+
+
+def information(world: World, labels: Any, seeds: Sequence[int] = (0,), classes: int = 0) -> Tensor:
+    """All of a model's Fisher information, a row a seed; classes: of a random head in place of the task's own."""
+    space, backbone, head = opened(world, "full", "weight", ["food"]), world.backbone(), suite(world).heads[2]
+    if classes:
+        head = torch.randn(classes, head.shape[1], generator=torch.Generator().manual_seed(classes))
+    inputs, nowhere = TaskData(world.data("food")).inputs("train", EXAMPLES), Resume(Path("absent"), "", "")
+    made = [fisher(backbone, space, parameters(space), head, inputs, labels, seed, nowhere)[0] for seed in seeds]
+    return torch.stack([torch.cat([tensor.flatten() for tensor in one.values()]) for one in made])
+
+
+@pytest.mark.slow
+def test_sampled_labels_estimate_the_exact_information(world: World) -> None:
+    (exact,), drawn = information(world, "exact"), information(world, "sampled", range(40))
+    sums = drawn.sum(1)
+    assert abs(sums.mean() - exact.sum()) < 3 * sums.std() / len(sums) ** 0.5
+    assert torch.cosine_similarity(drawn.mean(0), exact, dim=0) > 0.99
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_fisher_information_of_many_labels_takes_no_more_operations_than_of_few(world: World) -> None:
+    counts = []
+    opened(world, "full", "weight", ["food"])  # fine-tuned now
+    for classes in (3, 40):
+        with Launches() as launches:
+            information(world, "exact", classes=classes)
+        counts.append(launches.count)
+    assert counts[0] == counts[1] > 0
+
+
+def test_fisher_information_in_parts_is_that_of_all_directions_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = information(world, "exact", classes=7)
+    monkeypatch.setattr("fusion.fisher_information.AT_ONCE_ELSEWHERE", 1)
+    assert_close(information(world, "exact", classes=7), together, rtol=1e-3, atol=1e-6 * together.max().item())
+
+
+def test_fisher_information_goes_on_where_it_was_asked_to_end(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = (statistics_job(world, tmp_path / name, "fisher", "lora") for name in ("whole", "parts"))
+    run(whole)
+
+    def keep_and_ask(resume: Resume, totals: Any, done: int, seconds: float) -> None:
+        keep(resume, totals, done, seconds)
+        if done == 2:
+            ask()
+
+    keep = fisher_information._keep
+    monkeypatch.setattr(fisher_information, "EVERY", 0.0)
+    monkeypatch.setattr(fisher_information, "_keep", keep_and_ask)
+    monkeypatch.setattr("fusion.interruption._Request.made", False)
+    with pytest.raises(Interrupted):
+        run(parts)
+    assert not (tmp_path / "parts").exists()
+    monkeypatch.setattr("fusion.interruption._Request.made", False)
+    monkeypatch.setattr(fisher_information, "_keep", keep)
+    run(parts)
+    assert "resuming at example 2" in capsys.readouterr().out
+    one, other = (load_file(tmp_path / name) for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()) and one.keys() == other.keys()
+    assert [path.name for path in tmp_path.glob("parts*")] == ["parts"]
 
 
 def naive_grams(world: World, weights: dict[str, Tensor], task: str) -> dict[str, Tensor]:

@@ -1,18 +1,19 @@
 """What labelled methods need to know of one fine-tuned model: its Fisher information, or its layers' inputs."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusion.ahead import ahead
+from fusion.artifacts import digest, sha256
 from fusion.backbones import Backbone, open_backbone
 from fusion.checkpoint import Checkpoint, save_tensors
 from fusion.data.tasks import TaskData
 from fusion.device import device, on_device
+from fusion.fisher_information import Resume, fisher
 from fusion.job import Job, progress
 from fusion.needs import grams, require_weights
 from fusion.origin import origin
@@ -24,8 +25,8 @@ def statistics(job: Job) -> None:
     """Writes 'fisher' or 'gram' of one fine-tuned model on its first training examples to output `statistics`.
 
     The tensors have the names of the space's coordinates; the file's metadata says what they are and the seconds
-    they took. In float32, whatever precision models are trained and scored in. NotApplicable for the Gram matrices
-    of adapters.
+    they took. In float32, whatever precision models are trained and scored in. Asked to end early, 'fisher' keeps a
+    record beside the output, from which the next run goes on. NotApplicable for the Gram matrices of adapters.
     """
     settings, began = job.params["settings"], time.monotonic()
     backbone, finetuned = open_backbone(job.input["model"], settings["backbone"]), Path(job.input["finetuned"])
@@ -33,9 +34,15 @@ def statistics(job: Job) -> None:
     space = open_space(settings["space"], model, init, [finetuned], settings["frozen"])
     params = on_device(space.vectors.map(lambda layer: layer.taus[0]).tensors())
     inputs = TaskData(Path(job.input["data"])).inputs("train", settings["examples"])
+    label = f"{settings['statistic']} of {job.wildcards['task']} ({job.wildcards['mode']}, {settings['space']} space)"
+    resume = Path(job.output["statistics"] + ".resume.safetensors")
+    facts = {"statistic": settings["statistic"], "examples": str(len(inputs))}
     if settings["statistic"] == "fisher":
         head = Checkpoint(job.input["head"])["weight"].to(device())
-        found = fisher(backbone, space, params, head, inputs)
+        earlier = Resume(resume, identity(job), label)
+        found, spent = fisher(backbone, space, params, head, inputs, settings["labels"], settings["seed"], earlier)
+        began -= spent
+        facts["labels"] = settings["labels"]
     else:
         found = gram(backbone, space, params, inputs, settings["batch_size"])
     for name, tensor in found.items():
@@ -44,44 +51,17 @@ def statistics(job: Job) -> None:
                 f"the {settings['statistic']} of {name!r} is not finite; expected a model that trained well"
             )
     seconds = time.monotonic() - began
-    facts = {"statistic": settings["statistic"], "examples": str(len(inputs)), "seconds": str(seconds)}
-    save_tensors(job.output["statistics"], found, facts | origin(job))
-    label = f"{settings['statistic']} of {job.wildcards['task']} ({job.wildcards['mode']}, {settings['space']} space)"
+    save_tensors(job.output["statistics"], found, facts | {"seconds": str(seconds)} | origin(job))
+    resume.unlink(missing_ok=True)
     progress(f"{label}: {len(inputs)} examples in {seconds:.0f} s")
 
 
-def fisher(
-    backbone: Backbone, space: Space, params: Mapping[str, Tensor], head: Tensor, inputs: Sequence[Any]
-) -> dict[str, Tensor]:
-    """The diagonal Fisher information E_x E_{y ~ p(y|x)} (∂ log p(y|x) / ∂θ)² by name, each of its tensor's shape.
-
-    The expectation over labels is exact and the gradients are squared example by example (Matena and Raffel, 2022).
-    """
-    coordinates = {name: tensor.requires_grad_() for name, tensor in params.items() if tensor.is_floating_point()}
-    totals = {name: torch.zeros_like(tensor) for name, tensor in coordinates.items()}
-    for batch in ahead(lambda i: backbone.collate([inputs[i]]), range(len(inputs))):
-        weights = on_device(space.to_weights(params))
-        (logits,) = backbone.logits(weights, batch, head)
-        for direction in label_directions(logits.detach()):
-            gradients = torch.autograd.grad(
-                logits, list(coordinates.values()), direction, retain_graph=True, allow_unused=True
-            )
-            for total, gradient in zip(totals.values(), gradients, strict=True):
-                if gradient is not None:
-                    total.addcmul_(gradient, gradient)
-    return {name: (total / len(inputs)).cpu() for name, total in totals.items()}
-
-
-def label_directions(logits: Tensor) -> Iterator[Tensor]:
-    """Directions v of the logits z (C,) with Σ_v (∂ v·z)² = E_{y ~ softmax z} (∂ log softmax(z)_y)²; at most C − 1.
-
-    ∂ log p_y = (e_y − p)·∂z, so both are quadratic forms of ∂z: any v with Σ v vᵀ = Σ_y p_y (e_y − p)(e_y − p)ᵀ =
-    diag p − p pᵀ will do. Its eigenvectors are one fewer than the labels: half the work where there are two.
-    """
-    p = logits.double().softmax(-1)
-    values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
-    count = int((values > 1e-7 * values[-1]).sum())  # the rest is rounding, as is the direction (1, …, 1)
-    yield from (values.sqrt() * vectors).T[len(values) - count :].to(logits)
+def identity(job: Job) -> str:
+    """A hash of all that a statistic depends on: settings, code, θ0, the adapters' start, the model, data and head."""
+    read = [Checkpoint(path) for name in ("model", "init", "finetuned", "head") for path in job.paths(name)]
+    files = [sha256(file) for one in read for file in one.files]
+    data = TaskData(Path(job.input["data"])).info["fingerprint"]
+    return digest([job.params["settings"], job.params["code"], files, data])
 
 
 def gram(

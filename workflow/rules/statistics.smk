@@ -29,7 +29,11 @@ rule statistics:
             "frozen": PLAN.rows.backbones[w.backbone].frozen,
             "statistic": w.statistic,
             "examples": PLAN.config.fuse.statistics_examples,
-            "batch_size": PLAN.config.evaluate.batch_size if w.statistic == "gram" else 1,
+            **(
+                {"labels": PLAN.config.fuse.fisher_labels, "seed": int(w.seed)}
+                if w.statistic == "fisher"
+                else {"batch_size": PLAN.config.evaluate.batch_size}
+            ),
         },
     script:
         "../scripts/stage.py"
