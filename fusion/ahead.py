@@ -23,19 +23,18 @@ MOST = 16  # processes: each holds two batches in shared memory, of which a cont
 OURS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}  # are for the stage alone
 
 
-def ahead(make: Callable[[Key], Any], keys: Iterable[Key], readers: int = 1) -> Iterator[Any]:
+def ahead(make: Callable[[Key], Any], keys: Iterable[Key]) -> Iterator[Any]:
     """make(key) of every key in the order of the keys, where models run.
 
     make: a key to tensors in the CPU's memory, or a mapping or tuple of such; keys can be pickled, and may be endless.
     For a GPU `workers` processes make them before they are asked for, and leave them in memory that a GPU reads by
     itself; each process begins with a copy of this one, and knows of no change after that. On a CPU, where they would
-    take the cores of the model, all are made in turn. readers: of as many streams of batches, which share the cores.
-    What `make` raises is raised where its batch would come. The processes end with the iterator: when that is
-    exhausted, closed, or no longer referred to.
+    take the cores of the model, all are made in turn. What `make` raises is raised where its batch would come. The
+    processes end with the iterator: when that is exhausted, closed, or no longer referred to.
     """
     place = device()
     count = workers(place)
-    made = _by_processes(make, keys, max(1, count // readers), place) if count else map(make, keys)
+    made = _by_processes(make, keys, count, place) if count else map(make, keys)
     return (_moved(place, batch) for batch in made)
 
 

@@ -92,12 +92,13 @@ def total_entropy(
 ) -> TotalEntropy:
     """The entropy of the merged model on the suite's unlabelled inputs of the split `adapted_on`."""
 
-    def logits(weights: Mapping[str, Tensor], task: int, batch: Any) -> Tensor:
+    def logits(weights: Mapping[str, Tensor], batch: Any) -> list[Tensor]:
         with autocast():
-            return backbone.logits(weights, batch, suite.heads[task]).float()
+            features = backbone.features(weights, batch).chunk(len(suite.heads))
+            return [backbone.scores(*each).float() for each in zip(features, suite.heads, strict=True)]
 
-    streams = suite.unlabelled(backbone, adapted_on, batch_size, seed)
-    return TotalEntropy(lambda params: on_device(space.to_weights(params)), logits, streams)
+    batches = suite.unlabelled(backbone, adapted_on, batch_size, seed)
+    return TotalEntropy(lambda params: on_device(space.to_weights(params)), logits, batches)
 
 
 def as_text(hyperparameters: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Objective(Protocol):
-    """Parameters by name -> a scalar, on the next unlabelled batches; differentiable."""
+    """Parameters by name -> a scalar, on the next unlabelled batch; differentiable."""
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor: ...
 
@@ -22,21 +22,18 @@ def entropy(logits: Tensor) -> Tensor:
 class TotalEntropy:
     """Σ_t mean over a batch of H(softmax f_t(x; θ)), the objective of AdaMerging and of Concrete.
 
-    to_weights: parameters of the merged space -> weights of the model; logits: (weights, task, batch) -> (B, C)
-    for tasks 0…T−1; streams: one endless iterator of unlabelled batches a task. `calls` counts evaluations.
+    to_weights: parameters of the merged space -> weights of the model; logits: (weights, batch) -> (B, C_t) of every
+    task; batches: an endless iterator of batches with unlabelled inputs of all tasks.
     """
 
     def __init__(
         self,
         to_weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-        logits: Callable[[Mapping[str, Tensor], int, Any], Tensor],
-        streams: Sequence[Iterator[Any]],
+        logits: Callable[[Mapping[str, Tensor], Any], Sequence[Tensor]],
+        batches: Iterator[Any],
     ) -> None:
-        self.to_weights, self.logits, self.streams = to_weights, logits, streams
-        self.calls = 0
+        self.to_weights, self.logits, self.batches = to_weights, logits, batches
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
-        self.calls += 1
-        weights = self.to_weights(params)
-        each = (entropy(self.logits(weights, t, next(batches))).mean() for t, batches in enumerate(self.streams))
-        return torch.stack(list(each)).sum()
+        found = self.logits(self.to_weights(params), next(self.batches))
+        return torch.stack([entropy(logits).mean() for logits in found]).sum()

@@ -1,6 +1,6 @@
 """The tasks of a suite as the fusing and evaluating stages read them: data, frozen heads, batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,15 @@ class Suite:
             inputs, labels = data.inputs(split, limit), data.labels(split, limit)
             yield Scored(task, head, batched(backbone, inputs, batch_size), labels, data.info["fingerprint"])
 
-    def unlabelled(self, backbone: Backbone, split: str, batch_size: int, seed: int) -> list[Iterator[Any]]:
-        """One endless iterator a task over shuffled batches of the split's inputs; labels are never read."""
-        return [_batches(backbone, data.inputs(split), batch_size, seed, len(self.data)) for data in self.data]
+    def unlabelled(self, backbone: Backbone, split: str, batch_size: int, seed: int) -> Iterator[Any]:
+        """Endless batches of `batch_size` inputs of every task, those of the first task first, each task's shuffled.
 
+        Labels are never read.
+        """
+        inputs = [data.inputs(split) for data in self.data]
+        orders = [shuffled(len(one), batch_size, Generator().manual_seed(seed)) for one in inputs]
 
-def _batches(backbone: Backbone, inputs: Sequence[Any], batch_size: int, seed: int, readers: int) -> Iterator[Any]:
-    order = shuffled(len(inputs), batch_size, Generator().manual_seed(seed))
-    return ahead(lambda indices: backbone.collate([inputs[i] for i in indices]), order, readers)
+        def make(indices: tuple[list[int], ...]) -> Any:
+            return backbone.collate([one[i] for one, chosen in zip(inputs, indices, strict=True) for i in chosen])
+
+        return ahead(make, zip(*orders, strict=True))

@@ -83,13 +83,6 @@ def test_keys_may_be_endless_and_few_are_asked_for(processes: int) -> None:
     assert next(keys) <= 5 + 2 * processes
 
 
-def test_readers_at_once_share_the_processes(two: int) -> None:
-    found = [ahead(batch, range(9), readers=2) for _ in range(2)]
-    assert [[key for key, _, _ in one] for one in found] == [list(range(9))] * 2
-    (made,) = {process for _, _, process in ahead(batch, range(9), readers=2)}
-    assert made != os.getpid()
-
-
 def test_an_exception_comes_in_the_place_of_its_batch_and_says_where_it_was_raised(processes: int) -> None:
     found = ahead(failing, range(9))
     assert [next(found) for _ in range(3)] == [0, 1, 2]
@@ -161,7 +154,7 @@ def test_predictions_and_unlabelled_batches_are_the_same_made_ahead(
     def read() -> tuple[torch.Tensor, ...]:
         inputs = batched(backbone, data.inputs("test"), 3)
         once, again = (predict(backbone, {}, head, inputs) for _ in range(2))
-        (stream,) = suite.unlabelled(backbone, "val", 4, seed=1)
+        stream = suite.unlabelled(backbone, "val", 4, seed=1)
         first = torch.cat([next(stream)["input_ids"].flatten() for _ in range(5)])
         assert torch.equal(once.entropies, again.entropies)
         return once.labels, once.entropies, first

@@ -111,13 +111,13 @@ def test_a_network_on_a_device_is_adapted_to_as_on_the_cpu(
 ) -> None:
     """Forward and backward, float64: small differences must not become other signs."""
     taus, objective = tiny_network(kind)
-    batches = [next(stream) for stream in objective.streams]
+    batch = next(objective.batches)
     expected = merge(algorithm, taus, objective, **hyper).for_task(0).tensors()
     with PretendDevice() as seen:
         there = TaskVectors(elsewhere(dict(taus.pretrained)), [elsewhere(dict(model)) for model in taus.finetuned])
-        streams = [repeat(batch.to(THERE)) for batch in batches]
+        batches = repeat(batch.to(THERE))
         seen.moved = 0
-        merged = merge(algorithm, there, TotalEntropy(dict, objective.logits, streams), **hyper).for_task(0).tensors()
+        merged = merge(algorithm, there, TotalEntropy(dict, objective.logits, batches), **hyper).for_task(0).tensors()
         assert seen.moved < 300  # numbers of the merge, not of its steps
         assert_close({name: tensor.cpu() for name, tensor in merged.items()}, expected)
 

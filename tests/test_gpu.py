@@ -1,6 +1,6 @@
 """Every fusion algorithm, adaptation and fine-tuning on a real GPU: `make gpu`. Skipped where PyTorch sees none."""
 
-from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,9 @@ def test_a_few_adaptive_steps_lower_the_entropy_of_a_network_on_a_gpu(algorithm:
 def network_there() -> tuple[TaskVectors, TotalEntropy]:
     """The tiny network, its models and its batches on the GPU."""
     taus, objective = tiny_network("attention", torch.float32)
-    streams = [endless(next(batches).to("cuda")) for batches in objective.streams]
+    batches = repeat(next(objective.batches).to("cuda"))
     vectors = TaskVectors(there(dict(taus.pretrained)), [there(dict(model)) for model in taus.finetuned])
-    return vectors, TotalEntropy(dict, objective.logits, streams)
-
-
-def endless(batch: torch.Tensor) -> Iterator[torch.Tensor]:
-    while True:
-        yield batch
+    return vectors, TotalEntropy(dict, objective.logits, batches)
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "l_lora"])

@@ -17,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fusion import fisher_information
 from fusion.artifacts import sha256
-from fusion.candidates import used
+from fusion.candidates import total_entropy, used
 from fusion.checkpoint import Checkpoint
-from fusion.data.tasks import TaskData
+from fusion.data.tasks import TaskData, shuffled
 from fusion.fisher_information import Resume, exact_directions, fisher, sampled_direction
 from fusion.interruption import Interrupted, ask
 from fusion.job import Job, run
 from fusion.methods import merge
 from fusion.needs import grams, total_loss
+from fusion.objectives import entropy
 from fusion.spaces import Space, open_space, read_weights
 from fusion.suites import Suite
 from fusion.vectors import NotApplicable
@@ -232,6 +233,29 @@ def test_adapters_have_no_inputs_of_their_own(world: World, tmp_path: Path) -> N
         run(statistics_job(world, tmp_path / "gram.safetensors", "gram", "lora", "adapter"))
     with pytest.raises(NotApplicable, match="lora_A"):
         run(merged_job(world, tmp_path / "merged.safetensors", "lora", "adapter"))
+
+
+def test_the_entropy_of_one_batch_over_all_tasks_is_that_of_every_task_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.device.precision", lambda: torch.float32)
+    backbone, tasks, space = world.backbone(), suite(world), opened(world, "full")
+    params = {name: tensor.requires_grad_() for name, tensor in parameters(space).items()}
+    objective = total_entropy(backbone, tasks, space, adapted_on="train", batch_size=5, seed=3)
+    for step in range(2):
+        expected = torch.zeros(())
+        for data, head in zip(tasks.data, tasks.heads, strict=True):
+            inputs = data.inputs("train")
+            order = shuffled(len(inputs), 5, torch.Generator().manual_seed(3))
+            chosen = [next(order) for _ in range(step + 1)][-1]
+            logits = backbone.logits(params, backbone.collate([inputs[i] for i in chosen]), head)
+            expected = expected + entropy(logits).mean()
+        found = objective(params)
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        gradients = [
+            torch.autograd.grad(one, params["encoder.layer.0.output.dense.weight"]) for one in (found, expected)
+        ]
+        assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_tasks_on_their_first_training_examples(world: World) -> None:

@@ -1,6 +1,6 @@
 """A network small enough for finite differences, its fine-tuned models, and the entropy on fixed batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 
 import torch
@@ -45,10 +45,10 @@ def tiny_network(kind: str = "two layers", dtype: torch.dtype = torch.float64) -
         return size if around is None else {name: around[name] + part for name, part in size.items()}
 
     pretrained = draw(0.7)
-    batches = [torch.randn(4, 6, generator=rng, dtype=dtype) for _ in range(TASKS)]
+    batch = torch.cat([torch.randn(4, 6, generator=rng, dtype=dtype) for _ in range(TASKS)])
 
-    def logits(weights: Mapping[str, Tensor], task: int, batch: Tensor) -> Tensor:
-        return functional_call(network, dict(weights), (batch,))
+    def logits(weights: Mapping[str, Tensor], batch: Tensor) -> Sequence[Tensor]:
+        return functional_call(network, dict(weights), (batch,)).chunk(TASKS)
 
     taus = TaskVectors(pretrained, [draw(0.7, pretrained) for _ in range(TASKS)])
-    return taus, TotalEntropy(dict, logits, [repeat(batch) for batch in batches])
+    return taus, TotalEntropy(dict, logits, repeat(batch))

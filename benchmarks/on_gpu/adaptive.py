@@ -4,8 +4,9 @@ The bare loop is the forward and backward of all tasks' batches at given paramet
 memory is measured without the network, as in benchmarks/concrete.py: beside task vectors, logits and Adam's moments.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 
 import concrete as benchmark
 import torch
@@ -113,15 +114,11 @@ def state_bytes(layers: list[Layer]) -> int:
 
 def entropy(setup: Setup, network: nn.Module) -> TotalEntropy:
     """The entropy of the network's predictions, summed over the tasks, on the same pictures at every call."""
-    head, batches = setup.head(), setup.pixels(setup.sizes.tasks, setup.sizes.unlabelled)
+    head, batch = setup.head(), setup.pixels(setup.sizes.tasks, setup.sizes.unlabelled).flatten(0, 1)
 
-    def scores(weights: Mapping[str, Tensor], task: int, batch: Tensor) -> Tensor:
+    def scores(weights: Mapping[str, Tensor], batch: Tensor) -> Sequence[Tensor]:
         with autocast():
             found = functional_call(network, dict(weights), kwargs={"pixel_values": batch}).image_embeds
-        return 100 * nn.functional.normalize(found.float(), dim=-1) @ head.T
+        return (100 * nn.functional.normalize(found.float(), dim=-1) @ head.T).chunk(setup.sizes.tasks)
 
-    def endless(batch: Tensor) -> Iterator[Tensor]:
-        while True:
-            yield batch
-
-    return TotalEntropy(dict, scores, [endless(batch) for batch in batches])
+    return TotalEntropy(dict, scores, repeat(batch))

@@ -73,4 +73,8 @@ class SentenceEncoder:
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch, head: Tensor) -> Tensor:
         """(B, C) for class embeddings head (C, d); `params` replace the module's own where named."""
-        return self.logit_scale * self.features(params, batch) @ head.T
+        return self.scores(self.features(params, batch), head)
+
+    def scores(self, features: Tensor, head: Tensor) -> Tensor:
+        """The logits (B, C) of features (B, d) for class embeddings head (C, d)."""
+        return self.logit_scale * features @ head.T

@@ -76,7 +76,10 @@ class VisionTower(ABC):
 
     def logits(self, params: Mapping[str, Tensor], batch: Batch, head: Tensor) -> Tensor:
         """(B, C) for class embeddings head (C, d); `params` replace the module's own where named."""
-        features = self.features(params, batch)
+        return self.scores(self.features(params, batch), head)
+
+    def scores(self, features: Tensor, head: Tensor) -> Tensor:
+        """The logits (B, C) of features (B, d) for class embeddings head (C, d)."""
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would tie one class in ten with another
             return self.logit_scale * features @ head.T
 
