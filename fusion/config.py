@@ -45,10 +45,15 @@ class Fuse(Row):
 
 
 class Evaluate(Row):
-    """How many examples of a split are scored (all if not given), and in which batches."""
+    """How many examples of a split are scored (all if not given), and in which batches.
+
+    cross_task: whether individual models are scored on the other tasks of a suite too, for the table `per_task`; no
+    average has them.
+    """
 
     batch_size: int = Field(default=32, ge=1)
     examples: int | None = Field(default=None, ge=1)
+    cross_task: bool = False
 
 
 class Config(Row):

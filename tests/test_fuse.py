@@ -61,11 +61,20 @@ def test_a_learned_mask_reports_its_density_and_what_it_leaves_of_each_model(wor
 @pytest.mark.parametrize("algorithm", ["adamerging", "concrete"])
 def test_an_adaptive_candidate_does_not_depend_on_those_before_it(world: World, tmp_path: Path, algorithm: str) -> None:
     hyper = {"steps": 2, "lr": 0.1} | ({"adapt_steps": 1} if algorithm == "concrete" else {})
-    grid = [hyper | {"scaling": value} for value in (0.3, 0.4)]
-    for name, candidates in {"both": grid, "last": grid[1:]}.items():
+    grid = [hyper | {"scaling": value} for value in (0.3, 0.4, 0.5)]
+    for name, candidates in {"all": grid, "last": grid[1:]}.items():
         fuse(world, tmp_path / name, algorithm, candidates, mode="lora")
-    rows = [pd.read_parquet(tmp_path / name / "selection.parquet") for name in ("both", "last")]
+    rows = [pd.read_parquet(tmp_path / name / "selection.parquet") for name in ("all", "last")]
     assert rows[0]["value"][3:].tolist() == rows[1]["value"].tolist()
+
+
+def test_a_candidate_alone_is_not_scored_and_the_log_says_so(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fusion.stages.fuse.accuracies", None)
+    assert fuse(world, tmp_path, "simple_average", [{}]).empty
+    assert "one candidate, nothing to choose" in capsys.readouterr().out
+    assert read_json(tmp_path / "model/recipe.json")["selected_on"] == ""
 
 
 def test_adaptation_reports_the_entropy_it_started_from_and_the_one_it_reached(world: World, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class World:
             "init": [str(path) for path in [self.init(mode)] if path],
             "finetuned": [str(self.finetuned(mode, task)) for task in TASKS],
         }
-        shared = {"backbone": self.backbone_row, "tasks": TASKS, "unseen": [], "seed": 0}
+        shared = {"backbone": self.backbone_row, "tasks": TASKS, "n_tasks": len(TASKS), "unseen": [], "seed": 0}
         wildcards = {"backbone": "tiny", "mode": mode, "space": settings.get("space", "weight"), "suite": "tiny"}
         wildcards |= {"method": settings.get("algorithm", settings.get("method", "")), "seed": "0"}
         params = {"settings": shared | settings, "code": "code"}

@@ -133,7 +133,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "mode": wildcards.get("mode", ""),
         "space": wildcards.get("space", ""),
         "suite": wildcards["suite"],
-        "n_tasks": len(settings["tasks"]) - len(settings["unseen"]),
+        "n_tasks": settings["n_tasks"],
         "method": settings["method"],
         "method_class": settings["method_class"],
         "seed": int(wildcards.get("seed", 0)),

@@ -31,7 +31,8 @@ def fuse(job: Job) -> None:
 
     The folder holds the weights that differ from θ0 (of a multi-model method a folder a task) and recipe.json:
     hyper-parameters, cost (statistics included) and diagnostics. Of several candidates the one with the best mean
-    validation accuracy is written. Where the method cannot merge these models, the recipe holds the reason alone.
+    validation accuracy is written; one alone is not scored. Where the method cannot merge these models, the recipe
+    holds the reason alone.
     """
     try:
         if job.params["settings"]["reason"]:
@@ -54,7 +55,7 @@ def _fuse(job: Job) -> None:
     statistics = [Checkpoint(path) for path in job.paths("statistics")]
     chosen, best, rows = None, [], []
     for candidate in candidates(space, settings, backbone, suite, statistics):
-        found = accuracies(backbone, space, candidate.merged, validation)
+        found = accuracies(backbone, space, candidate.merged, validation) if len(settings["grid"]) > 1 else []
         rows.append((candidate.hyperparameters, found))
         if chosen is None or sum(found) > sum(best):  # the first of equals
             chosen, best = candidate, found
@@ -83,10 +84,11 @@ def _fuse(job: Job) -> None:
         _save(folder, space, chosen.merged, settings["tasks"])
         write_json(folder / "recipe.json", recipe)
     factor = scaling_name(settings["algorithm"])
-    selection = [row for one, found in rows for row in _selection(validation, one, found, chosen, factor)]
+    selection = [row for one, found in rows if found for row in _selection(validation, one, found, chosen, factor)]
     _write_rows(job, "selection", SELECTION, selection)
     _write_rows(job, "diagnostics", DIAGNOSTICS, list(flat(diagnostics)))
-    progress(f"{_name(job)}: validation {sum(best) / len(best):.3f} in {recipe['select_seconds']:.0f} s")
+    scored = f"validation {sum(best) / len(best):.3f}" if best else "one candidate, nothing to choose"
+    progress(f"{_name(job)}: {scored}, in {recipe['select_seconds']:.0f} s")
 
 
 def accuracies(backbone: Backbone, space: Space, merged: Merged | TaskModels, validation: list[Scored]) -> list[float]:

@@ -214,8 +214,9 @@ def suite(name):
 
 
 def tested(wildcards):
-    """The tasks that a suite's models are scored on."""
-    return tested_tasks(wildcards.suite)
+    """The tasks that a model is scored on: all of its suite; of an individual model its own, if the run wants no more."""
+    is_own = "task" in wildcards.keys() and not PLAN.config.evaluate.cross_task
+    return [wildcards.task] if is_own else tested_tasks(wildcards.suite)
 
 
 def tested_data(wildcards):
@@ -346,11 +347,12 @@ def evaluation(method, method_class):
             "backbone": compiled_backbone(wildcards.backbone),
             "domain": PLAN.rows.tasks[suite(wildcards.suite)[0]].modality,
             "tasks": tested(wildcards),
+            "n_tasks": len(suite(wildcards.suite)),
             "unseen": PLAN.rows.suites[wildcards.suite].unseen,
             "corruption": condition,
             "method": name,
             "method_class": method_class or PLAN.method_class(name),
-            "evaluate": PLAN.config.evaluate.model_dump(),
+            "evaluate": PLAN.config.evaluate.model_dump(exclude={"cross_task"}),
             "zero_shot": ZERO_SHOT.get(wildcards.backbone, {}) if name == "pretrained" and not condition else {},
         }
 
