@@ -44,6 +44,7 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/merging.py
 	$(BIN)/python benchmarks/concrete.py
 	$(BIN)/python benchmarks/linearized.py
+	$(BIN)/python benchmarks/at_size.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/slurm.py

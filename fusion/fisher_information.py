@@ -21,10 +21,9 @@ from fusion.ahead import ahead
 from fusion.artifacts import remove_unfinished
 from fusion.backbones import Backbone
 from fusion.checkpoint import Checkpoint, save_tensors
-from fusion.device import on_device
+from fusion.device import compiles, on_device
 from fusion.interruption import Interrupted, asked, listening
 from fusion.job import progress
-from fusion.spaces import Space
 
 Labels = Literal["exact", "sampled"]
 AT_ONCE = {"cuda": 4 << 30}  # bytes of gradients that are held together, by the type of a device
@@ -42,7 +41,7 @@ class Resume(NamedTuple):
 
 def fisher(
     backbone: Backbone,
-    space: Space,
+    to_weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     params: Mapping[str, Tensor],
     head: Tensor,
     inputs: Sequence[Any],
@@ -52,7 +51,8 @@ def fisher(
 ) -> tuple[dict[str, Tensor], float]:
     """The mean of the squares over the inputs, by name, each of its tensor's shape; the seconds of earlier runs.
 
-    Asked to end early, it keeps its sums and raises Interrupted; in between nobody waits for the device.
+    to_weights: parameters -> the weights of the backbone that they read as. Asked to end early, it keeps its sums and
+    raises Interrupted; in between nobody waits for the device.
     """
     coordinates = {name: tensor.requires_grad_() for name, tensor in params.items() if tensor.is_floating_point()}
     totals = {name: torch.zeros_like(tensor) for name, tensor in coordinates.items()}
@@ -63,7 +63,7 @@ def fisher(
     with listening():
         for i, batch in enumerate(batches, done):
             with sdpa_kernel(SDPBackend.MATH):  # the others take one direction after the other
-                (logits,) = backbone.logits(on_device(space.to_weights(params)), batch, head)
+                (logits,) = backbone.logits(on_device(to_weights(params)), batch, head)
             _add_squares(totals, coordinates, logits, directions(i, logits.detach()))
             now = time.monotonic()
             if i + 1 < len(inputs) and (asked() or now - kept > EVERY):
@@ -114,7 +114,16 @@ def _add_squares(
 
     for part in _parts(directions, sum(tensor.nbytes for tensor in leaves)):
         for total, found in zip(totals.values(), vmap(gradients)(part), strict=True):
-            total.add_(found.square().sum(0))
+            _add(total, found)
+
+
+def _add(total: Tensor, found: Tensor) -> None:
+    """Adds the squares of (k, *shape) to the total (*shape); on the CPU in one pass over each of the k."""
+    if compiles(total.device):
+        for one in found:
+            total.addcmul_(one, one)
+    else:
+        total.add_(found.square().sum(0))
 
 
 def _parts(directions: Tensor, size: int) -> Iterator[Tensor]:

@@ -40,7 +40,9 @@ def statistics(job: Job) -> None:
     if settings["statistic"] == "fisher":
         head = Checkpoint(job.input["head"])["weight"].to(device())
         earlier = Resume(resume, identity(job), label)
-        found, spent = fisher(backbone, space, params, head, inputs, settings["labels"], settings["seed"], earlier)
+        found, spent = fisher(
+            backbone, space.to_weights, params, head, inputs, settings["labels"], settings["seed"], earlier
+        )
         began -= spent
         facts["labels"] = settings["labels"]
     else:
