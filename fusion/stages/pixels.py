@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.artifacts import new_folder, read_json, share, write_json
+from fusion.artifacts import new_folder, read_json, remove_unfinished, share, write_json
 from fusion.backbones.pixels import Pixels
 from fusion.data.tasks import TaskData
 from fusion.job import Job, progress
@@ -64,6 +64,7 @@ def _grow(path: Path, transform: Pixels, pictures: Sequence[Any], info: dict[str
 
 def _held(path: Path, info: dict[str, Any]) -> int:
     """How many of these pictures a killed job left in the file."""
+    remove_unfinished(_record(path))
     if not path.is_file() or not _record(path).is_file():
         return 0
     record = read_json(_record(path))
