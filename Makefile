@@ -47,6 +47,7 @@ bench: .venv/demo
 	$(BIN)/python benchmarks/at_size.py
 	$(BIN)/python benchmarks/large.py
 	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/pixels.py
 	$(BIN)/python benchmarks/slurm.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/table.py

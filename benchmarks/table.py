@@ -76,6 +76,14 @@ def images(figures: Figures) -> Iterable[list[str]]:
         yield [f"{row['model']} model", speed, verdict(row["of_bare"]), spent]
 
 
+def pixels(figures: Figures) -> Iterable[list[str]]:
+    """A pass over prepared pictures against one that decodes them, CLIP ViT-B/32 at 224 pixels"""
+    yield from head(f"on {figures['device']}", "pictures/s", "decoding", "times faster")
+    for row in figures["passes"]:
+        speeds = [f"{row[name]:.1f}" for name in ("pictures_a_second", "decoding_pictures_a_second")]
+        yield [row["what"], *speeds, verdict(row["faster"])]
+
+
 def slurm(figures: Figures) -> Iterable[list[str]]:
     """The submitit executor on a SLURM of this one machine"""
     yield from head("what", "value")
@@ -117,7 +125,7 @@ def measured(row: Figures) -> list[str]:
 
 TABLES: list[tuple[str, Callable[[Figures], Iterable[list[str]]]]] = [  # of which file, and how
     ("merging", merging), ("merging", plain), ("concrete", concrete), ("linearized", linearized), ("large", large),
-    ("images", images), ("slurm", slurm), ("gpu", gpu),
+    ("images", images), ("pixels", pixels), ("slurm", slurm), ("gpu", gpu),
 ]  # fmt: skip
 
 

@@ -51,6 +51,14 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def share(source: str | Path, target: str | Path) -> None:
+    """Makes `target` a further name of a file that nothing writes to again; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def remove_unfinished(path: str | Path) -> None:
     """Removes what `new_file` or `new_folder` left of `path` in a process that was killed."""
     path = Path(path)

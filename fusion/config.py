@@ -44,6 +44,15 @@ class Fuse(Row):
     fisher_labels: Literal["exact", "sampled"] = "exact"
 
 
+class Pixels(Row):
+    """Which pictures are kept as a model takes them, three bytes a pixel, beside those of val and test that are read.
+
+    train_examples: the first of each task's training split; fine-tuning decodes the others every time it reads them.
+    """
+
+    train_examples: int = Field(default=0, ge=0)
+
+
 class Evaluate(Row):
     """How many examples of a split are scored (all if not given), and in which batches.
 
@@ -80,6 +89,7 @@ class Config(Row):
     finetune: Finetune
     fuse: Fuse = Field(default_factory=Fuse)
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    pixels: Pixels = Field(default_factory=Pixels)
     define: dict[Kind, dict[str, Any]] = {}
 
     @field_validator("results")

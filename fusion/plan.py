@@ -117,6 +117,15 @@ class Plan(BaseModel):
         """How many validation examples choose from a grid, and in which batches they are scored."""
         return {"limit": self.config.fuse.select_examples, "batch_size": self.config.evaluate.batch_size}
 
+    def pictures(self, split: str) -> int | None:
+        """How many pictures of a split are prepared: as many of val and test as the run reads, None for all."""
+        if split == "train":
+            return self.config.pixels.train_examples
+        read = [self.config.evaluate.examples, *([self.config.fuse.select_examples] if split == "val" else [])]
+        adapted = any(seen["adapted_on"] == split for seen in map(self.adapt, self.config.methods) if seen)
+        limits = [limit for limit in read if limit is not None]
+        return max(limits) if len(limits) == len(read) and not adapted else None
+
     def method_class(self, method: str) -> str:
         """data-free, unlabelled, labelled or multi-model."""
         return method_class(self.rows.methods[method].algorithm)

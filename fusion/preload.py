@@ -10,6 +10,7 @@ import fusion.stages.evaluate
 import fusion.stages.finetune
 import fusion.stages.fuse
 import fusion.stages.merged_grams
+import fusion.stages.pixels
 import fusion.stages.prepare
 import fusion.stages.pretrained
 import fusion.stages.statistics

@@ -19,6 +19,7 @@ from fusion.job import Job
 VERSION = 1  # of a record: one of another version counts as none
 KEYS = {"made", "content", "commits"}
 SMALL = 1 << 20  # bytes of a file of an output that is hashed whole: tables, scores, heads, facts beside weights
+COPIES = {"pixels"}  # inputs that hold only what the others say: may be deleted, and are no part of a record
 PIECE = 1 << 16  # bytes from the middle of a larger one: two trained models differ there too
 
 
@@ -112,8 +113,9 @@ def _write_sources(output: str | Path, found: dict[str, Any], seen: dict[str, An
 
 
 def made_from(job: Job, identity: Callable[[str], str] = identity) -> dict[str, list[str]]:
-    """The identities of the inputs by name, without those of files that have no record: sources."""
-    named = {name: [identity(path) for path in _list(paths)] for name, paths in job.input.items()}
+    """The identities of the inputs by name, without those of copies, and of files that have no record: sources."""
+    inputs = {name: paths for name, paths in job.input.items() if name not in COPIES}
+    named = {name: [identity(path) for path in _list(paths)] for name, paths in inputs.items()}
     return {name: found for name, found in named.items() if any(found)}
 
 

@@ -54,7 +54,7 @@ def decide_by_records() -> None:
         (PersistenceBase, "params_changed"): lambda self, job, file=None: is_stale(job),
         (Workflow, "rerun_triggers"): property(_triggers),
         (Job, "output_mintime"): property(partial(_oldest_output, vars(Job)["output_mintime"].fget)),
-        (DAG, "update_needrun"): _requiring_sources(DAG.update_needrun),
+        (DAG, "update_needrun"): _requiring_sources(_not_for_copies(DAG.update_needrun)),
     }
     for (owner, name), answer in answers.items():
         assert hasattr(owner, name), f"Snakemake has no {owner.__name__}.{name} any more"
@@ -77,6 +77,23 @@ def _requiring_sources(plan: Any) -> Any:
         await plan(dag, *arguments, **named)
         for job in dag.needrun_jobs():
             require_sources(job)
+
+    return update_needrun
+
+
+def _not_for_copies(plan: Any) -> Any:
+    """The function that plans what is to run, and runs nothing for copies (`fusion.record`) that are made again.
+
+    They are made for what runs, and what runs waits for them: for the time of planning they do not know who that is.
+    """
+
+    async def update_needrun(dag: DAG, *arguments: Any, **named: Any) -> None:
+        copies = [job for job in dag.jobs if record.COPIES & set(job.output.keys())]
+        hidden = {job: dag.depending.pop(job) for job in copies if job in dag.depending}
+        try:
+            await plan(dag, *arguments, **named)
+        finally:
+            dag.depending.update(hidden)
 
     return update_needrun
 

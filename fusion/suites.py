@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Generator, Tensor
@@ -45,9 +44,9 @@ class Suite:
 
     @classmethod
     def of(cls, job: Job) -> "Suite":
-        """The suite of a job: inputs `data` and `heads`, in the order of params.settings.tasks."""
+        """The suite of a job: inputs `data`, `pixels` and `heads`, in the order of params.settings.tasks."""
         heads = [Checkpoint(path)["weight"].to(device()) for path in job.paths("heads")]
-        return cls(job.params["settings"]["tasks"], [TaskData(Path(p)) for p in job.paths("data")], heads)
+        return cls(job.params["settings"]["tasks"], TaskData.of(job), heads)
 
     def only(self, *tasks: str) -> "Suite":
         """The suite of these tasks; of those alone that are in this one."""

@@ -182,6 +182,7 @@ def test_corrupted_suites_share_all_that_sees_no_test_picture(tmp_path: Path) ->
     assert found.returncode == 0, found.output
     rules = found.rules
     assert (rules["prepare_task"], rules["corrupt_task"], rules["make_head"]) == (2, 4, 2)
+    assert rules["prepare_pixels"] == 2 + 6  # validation pictures are clean, and test pictures of three kinds
     assert (rules["finetune_task"], rules["finetune_multitask"], rules["similarity"]) == (2, 1, 1)
     fused = sorted((w["method"], w["suite"]) for rule, w in found.jobs if rule == "fuse")
     suites = ["pair", "pair_contrast", "pair_motion_blur"]

@@ -15,7 +15,7 @@ from fusion.artifacts import read_json
 from fusion.backbones.loading import load
 from fusion.backbones.pixels import OPEN_CLIP, Pixels
 from fusion.checkpoint import save_tensors
-from fusion.data.images import Picture
+from fusion.data.images import Picture, Prepared
 
 Batch = dict[str, Tensor]
 TEXT = "text"  # the subfolder of CLIP's text tower and its tokenizer
@@ -52,11 +52,11 @@ class VisionTower(ABC):
             if (self.folder / name).is_file():
                 (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
 
-    def collate(self, inputs: Sequence[Picture]) -> Batch:
+    def collate(self, inputs: Sequence[Picture | Prepared]) -> Batch:
         """The prepared pictures as bytes: (B, 3, H, W)."""
         return {"pixels": self.pixels(inputs)}
 
-    def sizes(self, inputs: Sequence[Picture]) -> list[int]:
+    def sizes(self, inputs: Sequence[Any]) -> list[int]:
         """All pictures are the same work."""
         return [0] * len(inputs)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fusion.data.columns import same_name
@@ -27,6 +28,8 @@ LARGEST = 100_000_000  # pixels: a few kilobytes can decode to any number of the
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # tags of a TIFF
 BATCH = 1024  # pictures that wait for them at a time
 LISTED = 20  # of those that cannot be decoded
+
+Prepared = NDArray[np.uint8]  # a picture as a model takes it, (3, H, W)
 
 
 @dataclass(frozen=True, order=True)

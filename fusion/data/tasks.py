@@ -1,15 +1,17 @@
 """Reading prepared tasks. Labels are a separate read, so that what must not see them cannot."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from fusion.artifacts import read_json
-from fusion.data.images import Picture
+from fusion.data.images import Picture, Prepared
+from fusion.job import Job
 
 if TYPE_CHECKING:  # a machine that only measures training need not have it
     from datasets import Dataset
@@ -17,9 +19,23 @@ if TYPE_CHECKING:  # a machine that only measures training need not have it
 
 @dataclass(frozen=True)
 class TaskData:
-    """One prepared task: a folder with a data set a split, and info.json."""
+    """One prepared task: a folder with a data set a split, and info.json.
+
+    pixels: by split, the file of its first pictures as the model that reads them takes them, (N, 3, H, W) uint8.
+    """
 
     folder: Path
+    pixels: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job) -> "list[TaskData]":
+        """The tasks of a job's input `data`, each with those of the input `pixels` that are its own."""
+        found: dict[str, dict[str, Path]] = {}
+        for folder in map(Path, job.paths("pixels")):
+            info = read_json(folder / "info.json")
+            found.setdefault(info["task"], {})[info["split"]] = folder / "pixels.npy"
+        tasks = [cls(Path(path)) for path in job.paths("data")]
+        return [cls(task.folder, found.get(task.info["name"], {})) for task in tasks] if found else tasks
 
     @property
     def info(self) -> dict[str, Any]:
@@ -29,7 +45,9 @@ class TaskData:
     def inputs(self, split: str, limit: int | None = None) -> Sequence[Any]:
         """The first `limit` inputs of a split; any prefix is a random sample. No label is read."""
         data = self._split(split, limit)
-        return data["text"][:] if self.info["modality"] == "text" else Pictures(data, f"{self.folder}/{split}")
+        if self.info["modality"] == "text":
+            return data["text"][:]
+        return Pictures(data, f"{self.folder}/{split}", self.pixels.get(split))
 
     def labels(self, split: str, limit: int | None = None) -> Tensor:
         """Their class indices (n,)."""
@@ -43,13 +61,14 @@ class TaskData:
         return data.select(range(min(limit or len(data), len(data))))
 
 
-class Pictures(Sequence[Picture]):
-    """The pictures of a split, read when asked for and not decoded."""
+class Pictures(Sequence[Picture | Prepared]):
+    """The pictures of a split, read when asked for: prepared as far as the file `pixels` goes, the others encoded."""
 
-    def __init__(self, data: "Dataset", name: str) -> None:
+    def __init__(self, data: "Dataset", name: str, pixels: Path | None = None) -> None:
         from datasets import Image
 
         self._data, self._name = data.cast_column("image", Image(decode=False)), name
+        self._pixels = np.load(pixels, mmap_mode="r") if pixels else ()
 
     def __len__(self) -> int:
         return len(self._data)
@@ -57,6 +76,8 @@ class Pictures(Sequence[Picture]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        if index < len(self._pixels):
+            return self._pixels[index]
         return Picture(f"{self._name}/{index}", self._data[index]["image"]["bytes"])
 
 

@@ -1,14 +1,13 @@
 """Prepared tasks with corrupted test pictures."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, disable_progress_bars, load_from_disk
 
-from fusion.artifacts import new_folder, write_json
+from fusion.artifacts import new_folder, share, write_json
 from fusion.data.corruptions import corrupted
 from fusion.data.images import Picture
 from fusion.data.tasks import TaskData
@@ -30,19 +29,11 @@ def corrupt_task(job: Job) -> None:
     with new_folder(job.output["data"]) as folder:
         # hidden files are Snakemake's, which it does write to again
         ignored = shutil.ignore_patterns("test", ".*")
-        shutil.copytree(source.folder, folder, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(source.folder, folder, copy_function=share, ignore=ignored, dirs_exist_ok=True)
         _corrupt(source, folder, **settings)
         facts = {"fingerprint": _fingerprint(source, TaskData(folder))}
         write_json(folder / "info.json", source.info | settings | facts)
     progress(f"{source.info['name']}: test pictures under {settings['corruption']}, severity {settings['severity']}")
-
-
-def _link(source: str, target: str) -> None:
-    """Shares a file, which nothing writes to again; copies it where the file system cannot share."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _corrupt(source: TaskData, folder: Path, corruption: str, severity: int) -> None:

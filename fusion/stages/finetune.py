@@ -102,8 +102,8 @@ def identity(job: Job) -> str:
 def tasks(job: Job) -> list[Task]:
     """The tasks of inputs `data` and `heads`, in their order."""
     heads = [Checkpoint(path)["weight"].to(device()) for path in job.paths("heads")]
-    data = [TaskData(Path(path)) for path in job.paths("data")]
-    return [Task(one.inputs("train"), one.labels("train"), head) for one, head in zip(data, heads, strict=True)]
+    data = zip(TaskData.of(job), heads, strict=True)
+    return [Task(one.inputs("train"), one.labels("train"), head) for one, head in data]
 
 
 def train(

@@ -30,7 +30,7 @@ def merged_grams(job: Job) -> None:
     finetuned = [Path(path) for path in job.paths("finetuned")]
     space = open_space(settings["space"], model, job.optional("init"), finetuned, settings["frozen"])
     require_weights(backbone, space)
-    inputs = [TaskData(Path(path)).inputs("train", settings["examples"]) for path in job.paths("data")]
+    inputs = [task.inputs("train", settings["examples"]) for task in TaskData.of(job)]
     examples = [batched(backbone, one, settings["batch_size"]) for one in inputs]
 
     def features(task: int, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -36,10 +34,7 @@ def fetch_archive(job: Job) -> None:
     if package == target:
         return
     with artifacts.new_file(target) as temporary:
-        try:
-            os.link(package, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(package, temporary)
+        artifacts.share(package, temporary)
 
 
 def prepare_task(job: Job) -> None:

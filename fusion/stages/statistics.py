@@ -33,7 +33,7 @@ def statistics(job: Job) -> None:
     model, init = Path(job.input["model"]), job.optional("init")
     space = open_space(settings["space"], model, init, [finetuned], settings["frozen"])
     params = on_device(space.vectors.map(lambda layer: layer.taus[0]).tensors())
-    inputs = TaskData(Path(job.input["data"])).inputs("train", settings["examples"])
+    inputs = TaskData.of(job)[0].inputs("train", settings["examples"])
     label = f"{settings['statistic']} of {job.wildcards['task']} ({job.wildcards['mode']}, {settings['space']} space)"
     resume = Path(job.output["statistics"] + ".resume.safetensors")
     facts = {"statistic": settings["statistic"], "examples": str(len(inputs))}

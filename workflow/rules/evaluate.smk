@@ -2,6 +2,7 @@ rule evaluate_pretrained:
     input:
         model=lambda w: pretrained(w.backbone),
         data=tested_data,
+        pixels=tested_pixels,
         heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/pretrained/{{suite}}.parquet",
@@ -30,6 +31,7 @@ use rule evaluate_pretrained as evaluate_individual with:
         model=lambda w: pretrained(w.backbone),
         evaluated=lambda w: finetuned(w.backbone, w.mode, w.task, w.seed),
         data=tested_data,
+        pixels=lambda w: tested_pixels(w) + pixels(w.backbone, [w.task], "val"),
         heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/{{mode}}/individual/{{suite}}/{{task}}/seed{{seed}}.parquet",
@@ -50,6 +52,7 @@ use rule evaluate_pretrained as evaluate_multitask with:
         model=lambda w: pretrained(w.backbone),
         evaluated=lambda w: multitask(w.backbone, w.mode, PLAN.trained_in(w.suite), w.seed),
         data=tested_data,
+        pixels=tested_pixels,
         heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/{{mode}}/multitask/{{suite}}/seed{{seed}}.parquet",
@@ -70,6 +73,7 @@ use rule evaluate_pretrained as evaluate_fused with:
         model=lambda w: pretrained(w.backbone),
         evaluated=fused_model,
         data=tested_data,
+        pixels=tested_pixels,
         heads=tested_heads,
     output:
         scores=f"{RUN}/scores/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}.parquet",

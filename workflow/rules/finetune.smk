@@ -28,6 +28,7 @@ rule finetune_task:
     input:
         model=lambda w: pretrained(w.backbone),
         data=lambda w: data(w.task),
+        pixels=lambda w: pixels(w.backbone, [w.task], "train"),
         heads=lambda w: head(w.backbone, w.task),
         init=init,
     output:
@@ -60,6 +61,7 @@ use rule finetune_task as finetune_multitask with:
     input:
         model=lambda w: pretrained(w.backbone),
         data=clean_data,
+        pixels=lambda w: pixels(w.backbone, suite(w.suite), "train"),
         heads=suite_heads,
         init=init,
     output:

@@ -5,6 +5,7 @@ rule fuse:
         finetuned=suite_models,
         statistics=suite_statistics,
         data=suite_data,
+        pixels=fused_pixels,
         heads=suite_heads,
     output:
         model=kept(directory(f"{RUN}/fused/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{method}}/seed{{seed}}")),

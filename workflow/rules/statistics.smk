@@ -4,6 +4,7 @@ rule statistics:
         init=init,
         finetuned=lambda w: finetuned(w.backbone, w.mode, w.task, w.seed),
         data=lambda w: data(w.task),
+        pixels=lambda w: pixels(w.backbone, [w.task], "train"),
         head=lambda w: head(w.backbone, w.task),
     output:
         statistics=f"{RUN}/statistics/{{statistic}}/{{backbone}}/{{mode}}/{{space}}/{{task}}/seed{{seed}}.safetensors",
@@ -45,6 +46,7 @@ rule merged_grams:
         init=init,
         finetuned=suite_models,
         data=clean_data,
+        pixels=lambda w: pixels(w.backbone, suite(w.suite), "train"),
     output:
         statistics=kept(
             f"{RUN}/statistics/merged_gram/{{backbone}}/{{mode}}/{{space}}/{{suite}}/{{off_diagonal}}/seed{{seed}}.safetensors"
