@@ -1,6 +1,5 @@
 """Which GPU of this machine a job may use, alone or beside others that fit. Imports neither Snakemake nor torch."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition
@@ -16,7 +15,7 @@ def share(wanted: int, memory: int, jobs: int) -> int:
     """
     if not wanted or not memory:
         return WHOLE // jobs
-    return min(WHOLE, math.ceil(WHOLE * wanted / memory))
+    return min(WHOLE, max(1, WHOLE * wanted // memory))
 
 
 class Cards:

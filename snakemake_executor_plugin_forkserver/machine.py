@@ -28,7 +28,7 @@ def limits(arguments: Sequence[str]) -> list[str]:
 
 def memory() -> int:
     """MB of memory that processes here may use: the machine's, or less where a container or a SLURM job has less."""
-    return min(psutil.virtual_memory().total // 2**20, *_granted())
+    return min([psutil.virtual_memory().total // 2**20, *_granted()])
 
 
 def visible() -> list[str]:
