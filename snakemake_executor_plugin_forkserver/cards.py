@@ -1,59 +1,60 @@
-"""The GPUs of this machine, and which of them a job may use. Imports neither Snakemake nor torch."""
+"""Which GPU of this machine a job may use, alone or beside others that fit. Imports neither Snakemake nor torch."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Condition
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from .machine import VISIBLE, WHOLE
 
 
-def visible() -> list[str]:
-    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, else all that nvidia-smi lists."""
-    if (said := os.environ.get(VISIBLE)) is not None:
-        return [one.strip() for one in said.split(",") if one.strip() not in ("", "-1", "NoDevFiles")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False).stdout
-    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+def share(wanted: int, memory: int, jobs: int) -> int:
+    """How many thousandths of a GPU a job has, of each that it asks for.
+
+    wanted: MB of a GPU's memory that the job says it needs, 0 where it says nothing; memory: MB that a GPU has, 0 where
+    that is not known; jobs: how many that say nothing may use one GPU.
+    """
+    if not wanted or not memory:
+        return WHOLE // jobs
+    return min(WHOLE, max(1, WHOLE * wanted // memory))
 
 
 class Cards:
-    """GPUs that are lent to jobs, each to at most `shared` at a time; may be asked by several threads."""
+    """GPUs that are lent to jobs, in the order in which these ask; may be asked by several threads."""
 
-    def __init__(self, names: Sequence[str], shared: int = 1) -> None:
-        self.names, self._room = list(names), dict.fromkeys(names, shared)
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self._room = list(names), dict.fromkeys(names, WHOLE)
+        self._asked = self._served = 0  # jobs
         self._changed = Condition()
 
     @contextmanager
-    def lent(self, count: int) -> Iterator[dict[str, str]]:
-        """The environment of a job that asks for so many GPUs; waits until they are free.
+    def lent(self, count: int, share: int = WHOLE) -> Iterator[dict[str, str]]:
+        """The environment of a job with so many thousandths of each of `count` GPUs; waits until they are free.
 
         Where there are none at all, everything is as it was. ValueError where there are fewer than it asks for.
         """
-        if not self.names:
-            yield {}
+        if not self.names or not count:
+            yield {VISIBLE: ""} if self.names else {}
             return
         if count > len(self.names):
             raise ValueError(f"got gpus: {count}, expected at most the {len(self.names)} GPUs of this machine")
         with self._changed:
-            self._changed.wait_for(lambda: len(self._free()) >= count)
-            taken = self._free()[:count]
-            self._give(taken, -1)
+            turn, self._asked = self._asked, self._asked + 1  # else small jobs would pass a large one for ever
+            self._changed.wait_for(lambda: self._served == turn and len(self._with_room(share)) >= count)
+            taken = self._with_room(share)[:count]
+            self._served += 1
+            self._give(taken, -share)
         try:
             yield {VISIBLE: ",".join(taken)}
         finally:
             with self._changed:
-                self._give(taken, 1)
-                self._changed.notify_all()
+                self._give(taken, share)
 
-    def _free(self) -> list[str]:
-        """Those with room for one more job, the one with most room first."""
-        free = (name for name, room in self._room.items() if room > 0)
+    def _with_room(self, share: int) -> list[str]:
+        """Those with room for one more such job, the one with most room first."""
+        free = (name for name, room in self._room.items() if room >= share)
         return sorted(free, key=lambda name: -self._room[name])
 
     def _give(self, names: Sequence[str], room: int) -> None:
         for name in names:
             self._room[name] += room
+        self._changed.notify_all()

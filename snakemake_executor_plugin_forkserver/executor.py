@@ -24,11 +24,11 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_executor_plugin_submitit.beside import hold_free
 
-from .cards import Cards, visible
 from .payload import payload
 from .processes import Processes, end_children
 from .progress import Progress
 from .report import describe, failure, has_stage, tell
+from .sharing import Sharing
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
@@ -44,8 +44,9 @@ class ExecutorSettings(ExecutorSettingsBase):
     jobs_per_gpu: int = field(
         default=1,
         metadata={
-            "help": "How many jobs of rules with params.stage and `gpus: 1` may use one GPU of this machine at a time. "
-            "Each sees the GPUs alone that it was given, and none where its rule asks for none."
+            "help": "How many jobs of rules with params.stage and `gpus: 1` may use one GPU of this machine at a time, "
+            "where the rule does not say by `gpu_mem_mb` how much of it a job needs. Each sees the GPUs alone that it "
+            "was given, and none where its rule asks for none."
         },
     )
 
@@ -71,9 +72,8 @@ class Executor(LocalExecutor):
         self._progress = Progress(Counter(job.rule.name for job in jobs))
         names = (name.strip() for name in self.executor_settings.preload.split(","))
         self._processes = Processes([name for name in names if name])
-        self._cards = Cards(visible(), self.executor_settings.jobs_per_gpu)
-        if self._cards.names and jobs and not any(_gpus(job) for job in jobs):
-            self.logger.info(f"» no job asks for one of {len(self._cards.names)} GPUs (resources: gpus); all use CPUs")
+        self._sharing = Sharing(self.workflow, self.executor_settings.jobs_per_gpu, self.logger.info)
+        self._sharing.begin(jobs)
         self._causes: dict[Any, str] = {}  # of failed jobs that Snakemake has not asked about yet
         self._warm: Future[None] | None = None
         if any(has_stage(job) for job in jobs):
@@ -90,6 +90,7 @@ class Executor(LocalExecutor):
         """The future end of the job."""
         forked = has_stage(job) and not job.is_shadow
         forked = forked and not self.workflow.deployment_settings.deployment_method
+        self._sharing.tell_of(job)
         if forked:
             self._wait_until_warm()
         self._progress.start(job, time.monotonic())
@@ -149,8 +150,8 @@ class Executor(LocalExecutor):
         for record in records:
             measured = partial(benchmarked, benchmark_record=record) if job.benchmark else nullcontext
             try:
-                with self._cards.lent(count := _gpus(job)) as environment:
-                    code, error = self._processes.run(payload(job, count), measured, environment)
+                with self._sharing.lent(job) as (gpus, environment):
+                    code, error = self._processes.run(payload(job, gpus), measured, environment)
             except ValueError as error:
                 raise WorkflowError(f"{describe(job)}: {error}") from error
             if code and self._processes.stopped:
@@ -167,15 +168,6 @@ class Executor(LocalExecutor):
             record.wildcards, record.params, record.resources = job.wildcards, job.params, job.resources
             record.input = job.input
         write_benchmark_records(records, str(job.benchmark), self.workflow.output_settings.benchmark_extended)
-
-
-def _gpus(job: Any) -> int:
-    """How many GPUs a job of this run asks for."""
-    if not has_stage(job) or not (job.resources.get("gpus") or job.resources.get("gpu") or job.resources.get("gres")):
-        return 0
-    from snakemake_executor_plugin_submitit import gpus  # all ways in which a profile for a cluster may say so
-
-    return gpus.count(job.resources)
 
 
 def _singles(job: Any) -> list[Any]:

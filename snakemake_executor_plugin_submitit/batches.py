@@ -1,10 +1,9 @@
-"""What a job is to the scheduler: what it is known by, what it is to do, and with which others it is submitted."""
+"""What a job is to the scheduler: what it is known by, what it is to do, and how many like it share a task."""
 
 import math
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from .launch import shared_path
 from .life import Life
 from .resources import parameters
 from .runner import Command, Stages
-
-GATHER = 120.0  # seconds for which a job that shares its process waits for others of its rule, at most
-LOOK = 2.0  # seconds between two looks for such jobs
 
 
 @dataclass
@@ -74,14 +70,6 @@ class Submitted:
             yield self.outcome.parent / f"{self.id}_0_log.{ending}"
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A job that is to be submitted, since when (`time.monotonic`)."""
-
-    job: Any
-    since: float
-
-
 def key(job: Any) -> str:
     """What a job is known by from one process to the next: its first output, or else its rule and wildcards."""
     return min(map(str, job.output), default=f"{job.name} {dict(getattr(job, 'wildcards_dict', {}))}")
@@ -113,37 +101,6 @@ def function(works: Sequence[Any], folder: Path, task: int, here: str) -> Stages
     if isinstance(works[0], str):
         return Command(works[0], here, outcomes[0])
     return Stages(works, outcomes, here, shared_path(), time.time())
-
-
-def alike(waiting: Iterable[Waiting], of: Callable[[Any], object]) -> list[list[Waiting]]:
-    """Those that `of` says the same of, together."""
-    groups: dict[str, list[Waiting]] = defaultdict(list)
-    for one in waiting:
-        groups[repr(of(one.job))].append(one)
-    return list(groups.values())
-
-
-class Gathering:
-    """Lets jobs that share a process wait for others of their rule, while jobs that feed those are at work."""
-
-    def __init__(self) -> None:
-        self._looked: dict[str, float] = {}  # when, by rule
-
-    def goes_on(self, waiting: Sequence[Waiting], watched: Iterable[Submitted]) -> bool:
-        """Whether others will soon come; it is looked at every LOOK seconds, and no job waits more than GATHER."""
-        job, now, since = waiting[0].job, time.monotonic(), min(one.since for one in waiting)
-        if now - since > GATHER:
-            return False
-        if since < self._looked.get(job.name, 0.0) > now - LOOK:
-            return True  # as when it was last looked
-        self._looked[job.name] = now
-        begun = (one.job for one in watched if not one.job.is_group() and one.is_process_started)
-        return any(later.rule is job.rule for one in begun for later in job.dag.depending[one])
-
-
-def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """The items, so many at a time."""
-    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _work_hash(job: Any, task: Job | str) -> str:

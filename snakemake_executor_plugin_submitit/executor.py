@@ -6,11 +6,12 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
@@ -18,15 +19,14 @@ from snakemake_executor_plugin_forkserver.processes import end_children
 from snakemake_executor_plugin_forkserver.progress import Progress
 from snakemake_executor_plugin_forkserver.report import describe
 
-from . import batches, outcome
+from . import outcome
 from .batches import Submitted
 from .endings import Endings
 from .jobs import require_known_resources
-from .life import Patience
 from .local_failures import LocalFailures
+from .polling import Polling
 from .runner import PYTHON
 from .settings import ExecutorSettings, common_settings
-from .slurm import NoAnswer, State
 from .submissions import Submissions
 from .voice import Voice
 
@@ -36,7 +36,6 @@ __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated", RuntimeWarning)
 LOOK = 0.3  # seconds between two looks at the results, which are files, at least
 IDLE, LONGEST = 30, 3.0  # times as long as looking took, where that is longer, and at most so many seconds
-LOCAL = 2.0  # seconds after which a file of this machine is seen
 
 
 class Executor(RemoteExecutor):
@@ -55,15 +54,12 @@ class Executor(RemoteExecutor):
         self.voice = Voice(self.logger, self.workflow.output_settings.quiet, self._settings.report)
         self.logger.addHandler(LocalFailures(self.dag, self.voice))
         self._own_job = os.environ.get("SLURM_JOB_ID", "")
-        self._submissions = Submissions(self, self._settings)
-        latency, long = float(self.workflow.execution_settings.latency_wait), self._settings.patience
-        self._patience = Patience(latency, long) if self._submissions.backend.is_slow else Patience(LOCAL, LOCAL)
         needed = list(self.dag.needrun_jobs())
+        self._submissions = Submissions(self, self._settings, needed)
+        latency = float(self.workflow.execution_settings.latency_wait)
+        self._polling = Polling(self._submissions, self._settings, latency, self.voice)
         self._progress = Progress(Counter(job.rule.name for job in needed))
         self._endings = Endings(self, self._submissions, self.voice)
-        self._states: Mapping[str, State] = {}
-        self._polled = 0.0
-        self._submissions.begin({batches.key(job) for job in needed})
         self._is_ready = True
 
     def additional_general_args(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -137,7 +133,7 @@ class Executor(RemoteExecutor):
         began = time.monotonic()
         ended, away = outcome.read_all(submitted.outcome for submitted in jobs)
         looked = time.monotonic() - began
-        states = await self._poll({submitted.id for submitted in jobs if submitted.outcome not in ended})
+        states = await self._polling.ask({submitted.id for submitted in jobs if submitted.outcome not in ended})
         if states is not None:  # they may have ended while we asked
             ended, away = outcome.read_all(submitted.outcome for submitted in jobs)
         for folder, why in away.items():
@@ -148,53 +144,27 @@ class Executor(RemoteExecutor):
             try:
                 if submitted.outcome in ended:
                     self._endings.finish(info, submitted, ended[submitted.outcome])
-                elif states is None or submitted.outcome.parent in away or await self._lives(submitted, states):
+                elif states is None or submitted.outcome.parent in away or await self._polling.lives(submitted, states):
                     yield info
                 else:
                     self._endings.lose(info, submitted, states.get(submitted.id))
             except OSError as error:  # of a file system that is away
                 self.voice.once(f"{describe(submitted.job)}: {error}; trying again")
                 yield info
-        if self._submissions.waiting:
-            await asyncio.to_thread(self._submissions.submit_waiting)  # Snakemake prepares a job by a loop of its own
+        if self._submissions.held:
+            await asyncio.to_thread(self._submit_waiting)  # Snakemake prepares a job by a loop of its own
         self._tell_what_is_waited_for(jobs)
         pause = min(max(LOOK, IDLE * looked), LONGEST)
         self.next_seconds_between_status_checks = pause  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    async def _poll(self, ids: set[str]) -> Mapping[str, State] | None:
-        """The states of those jobs; None where it is not time to ask yet, or nobody answers."""
-        backend = self._submissions.backend
-        too_early = time.monotonic() - self._polled < min(self._settings.poll, backend.longest_poll)
-        if not ids or too_early or self._submissions.cancelled:
-            return None
-        try:
-            self._states = await asyncio.to_thread(backend.states, ids)
-        except NoAnswer as error:
-            backend.tell(str(error))
-            return None
-        finally:
-            self._polled = time.monotonic()
-        backend.tell("")
-        await asyncio.to_thread(self._submissions.tidy)
-        return self._states
-
-    async def _lives(self, submitted: Submitted, states: Mapping[str, State]) -> bool:
-        """Whether an outcome of the job can still be expected."""
-        state, now = states.get(submitted.id), time.monotonic()
-        submitted.life.look(state, now)
-        if state is not None and state.hopeless:
-            return state.not_launched and await asyncio.to_thread(self._revive, submitted)
-        if not submitted.life.is_due(state, self._patience, now):
-            return True
-        return not await asyncio.to_thread(self._submissions.is_gone, submitted, state)
-
-    def _revive(self, submitted: Submitted) -> bool:
-        """Lets a job start again that its node could not launch, and says so; False if that happened too often."""
-        revived = self._submissions.backend.revive(submitted.id)
-        if revived:
-            text = f"{describe(submitted.job)} (job {submitted.id}) could not be launched on its node"
-            self.voice.once(f"{text}; it is released again, for another node where there is one")
-        return revived
+    def _submit_waiting(self) -> None:
+        """Submits what waits; without `keep-going`, ends the run once a job has failed and no other is at work."""
+        held, scheduler = len(self._submissions.held), self.workflow.scheduler
+        if self.workflow.execution_settings.keep_going or not scheduler.failed:
+            self._submissions.submit_waiting()
+        elif len(scheduler.running) <= held:
+            text = f"a job has failed; {held} others were not submitted: --keep-going goes on with them"
+            scheduler.executor_error_callback(WorkflowError(text))
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Ends as by Ctrl-C; in a SLURM job, whose own end this is, the jobs go on."""
@@ -205,5 +175,5 @@ class Executor(RemoteExecutor):
         raise KeyboardInterrupt
 
     def _tell_what_is_waited_for(self, jobs: Sequence[Submitted]) -> None:
-        told = ((describe(one.job), one.batch.time, self._states.get(one.id)) for one in jobs)
-        self.voice.wait(told, self._submissions.waiting, self._submissions.why)
+        told = ((describe(one.job), one.batch.time, self._polling.states.get(one.id)) for one in jobs)
+        self.voice.wait(told, self._submissions.held.words())

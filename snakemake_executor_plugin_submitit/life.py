@@ -4,8 +4,8 @@
        │            │           │         │          ▲
     refused         └───────────┴─────────┴──► awaited ──► gone
 
-waiting    to be submitted later: a limit is reached, no GPU is free, others are to share its process, or that of an
-           earlier submission died before the job began
+waiting    to be submitted later: a limit is reached (`jobs` is one), no GPU is free, its bundle is not full, or the
+           process of an earlier submission died before the job began (held.py)
 refused    the scheduler will not have it, in its own words
 submitted  the scheduler gave it an id, and no query has listed it yet: a scheduler may be behind
 seen       a query has listed it: it is pending, held or requeued

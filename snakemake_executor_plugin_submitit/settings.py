@@ -30,6 +30,10 @@ class ExecutorSettings(ExecutorSettingsBase):
     )
     poll: float = field(default=10.0, metadata={"help": "Seconds between two queries of the scheduler."})
     array_limit: int = field(default=1000, metadata={"help": "The most tasks of one job array."})
+    bundle_wait: float = field(
+        default=60.0,
+        metadata={"help": "Seconds for which a job that is to share a SLURM job (resource bundle) waits for others."},
+    )
     max_timeouts: int = field(
         default=3, metadata={"help": "How often a job that reaches its time limit is started again."}
     )

@@ -1,19 +1,20 @@
 """From ready jobs to the scheduler: what is submitted together, what was submitted before, and what is cancelled."""
 
 import shutil
-import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from threading import RLock
 from typing import Any, Protocol
 
 from snakemake_interface_common.exceptions import WorkflowError
 
-from . import batches
+from . import batches, limits
 from .backends import Full
-from .batches import Submitted, Waiting
+from .batches import Submitted
+from .bundles import Bundles, Waiting
 from .earlier import Earlier
 from .elsewhere import remember, require_free
 from .entries import Batch, here
+from .held import Held, NotNow
 from .jobs import batch_name, comment, is_called
 from .journal import Journal
 from .life import Life
@@ -24,10 +25,6 @@ from .settings import ExecutorSettings
 from .slurm import State
 from .tidy import Tidying
 from .voice import Voice
-
-
-class NotNow(Exception):
-    """Why jobs cannot be submitted now, and may be soon."""
 
 
 class Host(Protocol):
@@ -50,9 +47,12 @@ class Host(Protocol):
 
 
 class Submissions:
-    """All that this process, or one before it, has submitted. Raises WorkflowError where that is not possible."""
+    """All that this process, or one before it, has submitted. Raises WorkflowError where that is not possible.
 
-    def __init__(self, host: Host, settings: ExecutorSettings) -> None:
+    needed: the jobs of this run.
+    """
+
+    def __init__(self, host: Host, settings: ExecutorSettings, needed: Sequence[Any]) -> None:
         self._host, self._settings, self._voice = host, settings, host.voice
         precommand = host.workflow.remote_execution_settings.precommand or ""
         self.backend = open_backend(settings, precommand, self._voice.say)
@@ -66,57 +66,48 @@ class Submissions:
         self._search = Search(self._journal, self.backend, self._voice, settings.patience)
         self._earlier = Earlier(self._journal, self._search, self.backend, self._voice, self._hashes, self._cluster)
         self._tidying = Tidying(self._journal.folder, self._open, settings.keep_failed)
-        self._room = Room(self.backend, host.workflow.nodes, settings.poll)
+        self._limits = limits.take_over(host.workflow) if self.backend.is_slow else {}
+        self._room = Room(self.backend, self._limits, settings.poll)
+        self._bundles = Bundles(settings.bundle_wait, needed)
+        most = min(settings.array_limit, self.backend.largest_array)
+        self.held = Held(self._bundles, self._room, most, self._submit_batch, host.refuse, self._voice)
         self._lock = RLock()  # jobs are submitted by the scheduler's thread and by the one that polls
-        self._waiting: list[Waiting] = []
-        self._watched: dict[str, Submitted] = {}
-        self._failed: set[Any] = set()  # jobs that could not be submitted
-        self._gathering = batches.Gathering()
-        self.why = ""  # jobs wait, where a limit is the reason
         self.cancelled = self._is_left = False
+        self._begin({batches.key(job) for job in needed})
 
     def submit(self, jobs: Iterable[Any]) -> None:
         """Submits jobs: one array for those with equal needs, within its limit. Those that cannot be yet wait."""
         with self._lock:
-            now = time.monotonic()
-            self._waiting += [Waiting(job, now) for job in jobs if self._can_be_asked_for(job)]
+            self.held.add(one for job in jobs if (one := self._waiting(job)))
             self.submit_waiting()
 
     def later(self, job: Any) -> None:
         """Lets a job wait for the next `submit_waiting`."""
         with self._lock:
-            self._watched.pop(batches.key(job), None)
-            self._waiting.append(Waiting(job, time.monotonic()))
+            self.held.add(one for one in [self._waiting(job)] if one)
 
     def submit_waiting(self) -> None:
         """Submits the jobs that had to wait, as far as there is room."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-            if self.cancelled:
-                return
-            for same in batches.alike(waiting, lambda job: (batches.wanted(job), self._bundle(job), job.name)):
-                self._submit_alike(same)
-            if not self._waiting:
-                self.why = ""
+            if not self.cancelled:
+                self.held.submit()
 
-    @property
-    def waiting(self) -> int:
-        """How many jobs are not submitted yet."""
-        return len(self._waiting)
-
-    def begin(self, needed: Collection[str]) -> None:
+    def _begin(self, needed: set[str]) -> None:
         """Looks at what a process before this one left; `needed`: the keys of the jobs that this run needs."""
         require_free(needed, self._journal.folder, self._cluster)
         self._earlier.begin(needed)
         places = [(self._journal.batches[place.batch], place) for place in self._journal.live.values()]
-        self._room.has(batch.job_id(place.task) for batch, place in places if batch.id)
+        ids = (batch.job_id(place.task) for batch, place in places if batch.id)
+        self._room.has(ids, {limits.JOBS: 1})
         self.tidy()
 
     def take_up(self, job: Any) -> bool:
         """Whether the job was submitted by a process before this one, and is now watched by this one."""
+        self._bundles.came(job)
         batch = self._earlier.take_up(job)
         if batch is not None:
-            self._watch(job, batch, Life(taken_up=True))
+            submitted = self._watch(job, batch, Life(taken_up=True))
+            self._room.has([submitted.id], limits.takes(job, self._limits))
         return batch is not None
 
     def is_gone(self, submitted: Submitted, state: State | None) -> bool:
@@ -125,9 +116,7 @@ class Submissions:
 
     def over(self, job: Any) -> None:
         """Notes that Snakemake knows the job's end."""
-        output = batches.key(job)
-        self._watched.pop(output, None)
-        self._journal.over(output)
+        self._journal.over(batches.key(job))
         self._room.one_ended()
 
     def tidy(self) -> None:
@@ -163,54 +152,23 @@ class Submissions:
         self.tidy()
         self._journal.close()
 
-    def _can_be_asked_for(self, job: Any) -> bool:
+    def _waiting(self, job: Any) -> Waiting | None:
+        """The job with what it needs; None where that cannot be asked for, and it has failed."""
         try:
-            batches.wanted(job)
-            self._bundle(job)
+            size = batches.bundle(job) if self.backend.bundles else 1
+            return Waiting(job, batches.wanted(job), size, limits.takes(job, self._limits))
         except (ValueError, TypeError) as error:
-            self._refuse([job], error)
-            return False
-        self._failed.discard(job)
-        return True
+            return self.held.refuse([job], error)
 
-    def _submit_alike(self, same: Sequence[Waiting]) -> None:
-        """Submits jobs with equal needs; what there is no room for, and what others may join, waits on."""
-        size = self._bundle(same[0].job)
-        bundles = batches.chunks(same, size)
-        if len(bundles[-1]) < size and self._gathering.goes_on(bundles[-1], list(self._watched.values())):
-            self._waiting += bundles.pop()
-        most = min(self._settings.array_limit, self.backend.largest_array)
-        while bundles and (tasks := self._room.of(min(most, len(bundles)))):
-            part, bundles = bundles[:tasks], bundles[tasks:]
-            try:
-                self._submit_batch([[one.job for one in task] for task in part])
-                continue
-            except NotNow as error:
-                self.why, is_over = str(error), True
-            except OSError as error:
-                self.why, is_over = f"{self._journal.folder} cannot be written: {error}", True
-                self._voice.once(f"{self.why}; waiting for it")
-            except Full as error:
-                if not self._room.refused(tasks):
-                    self._refuse([one.job for task in part for one in task], error)
-                    continue
-                self.why, is_over = str(error), False
-                self._voice.once(f"SLURM takes no more jobs for now ({error}); the others follow as these end")
-            left = [[one for one in task if one.job not in self._failed] for task in part]
-            bundles = [*filter(None, left), *bundles]
-            if is_over:
-                break
-        self._waiting += [one for task in bundles for one in task]
-
-    def _submit_batch(self, bundles: Sequence[Sequence[Any]]) -> None:
+    def _submit_batch(self, bundles: Sequence[Sequence[Waiting]]) -> None:
         """Submits one job, or one array: a task a bundle. Raises Full or NotNow where that cannot be now."""
-        wanted = batches.wanted(bundles[0][0])
+        wanted, takes = bundles[0][0].wanted, bundles[0][0].takes
         try:
             if not self.backend.room(int(wanted.get("gpus_per_node", 0))):
                 raise NotNow("no GPU is free")
         except ValueError as error:
-            return self._refuse([job for bundle in bundles for job in bundle], error)
-        prepared = [[ready for job in bundle if (ready := self._prepared(job))] for bundle in bundles]
+            return self.held.refuse([one.job for bundle in bundles for one in bundle], error)
+        prepared = [[ready for one in bundle if (ready := self._prepared(one.job))] for bundle in bundles]
         tasks = [task for task in prepared if task]
         if not tasks:
             return
@@ -223,10 +181,9 @@ class Submissions:
         functions = [batches.function(work, folder, task, here) for task, work in enumerate(works)]
         if self.cancelled:
             return
-        folder.mkdir(parents=True)
-        batch = self._journal.submitting(name, keys, self._cluster, self._settings.patience)
+        batch = self._note(name, keys)
         try:
-            identifier = self.backend.submit(folder, name, functions, wanted | {"slurm_comment": comment(jobs)})
+            identifier = self.backend.submit(folder, name, functions, {**wanted, "slurm_comment": comment(jobs)})
         except (ValueError, OSError) as error:
             if self.cancelled:  # whether it was submitted is for `cancel`, or the next run, to find out
                 return
@@ -235,15 +192,25 @@ class Submissions:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Full):
                 raise
-            return self._refuse(jobs, error)
+            return self.held.refuse(jobs, error)
         self._journal.submitted(name, identifier)
-        self._room.took(batch.job_id(task) for task in range(batch.tasks))
+        self._room.took((batch.job_id(task) for task in range(batch.tasks)), takes)
         if self.cancelled:  # while it was submitted
             if not self._is_left:
                 self.backend.cancel([identifier])
             return
         for job in jobs:
             self._watch(job, batch, Life())
+
+    def _note(self, name: str, keys: Sequence[Sequence[tuple[str, str, str]]]) -> Batch:
+        """The batch, noted before it is submitted. NotNow where that cannot be."""
+        try:
+            (self._journal.folder / name).mkdir(parents=True)
+            return self._journal.submitting(name, keys, self._cluster, self._settings.patience)
+        except OSError as error:
+            why = f"{self._journal.folder} cannot be written: {error}"
+            self._voice.once(f"{why}; waiting for it")
+            raise NotNow(why) from error
 
     def _prepared(self, job: Any) -> tuple[Any, Any, tuple[str, str, str]] | None:
         """The job, its work and what the journal is to know of it; None where that cannot be, and it has failed."""
@@ -254,25 +221,17 @@ class Submissions:
                 self._host.workflow.async_run(job.prepare())  # drops old output, makes folders
             job.register()  # from here on the output is incomplete
         except (OSError, WorkflowError, ValueError, TypeError) as error:
-            return self._refuse([job], error)
+            return self.held.refuse([job], error)
         return job, work, key
-
-    def _refuse(self, jobs: Iterable[Any], error: Exception) -> None:
-        for job in jobs:
-            self._failed.add(job)
-            self._host.refuse(job, str(error))
-
-    def _bundle(self, job: Any) -> int:
-        return batches.bundle(job) if self.backend.bundles else 1
 
     def _work(self, job: Any) -> Any:
         return batches.work(job, self._host.format_job_exec)
 
-    def _watch(self, job: Any, batch: Batch, life: Life) -> None:
+    def _watch(self, job: Any, batch: Batch, life: Life) -> Submitted:
         place = self._journal.places[batches.key(job)]
         submitted = Submitted(job, batch, place, self._journal.outcome_file(place), life)
-        self._watched[batches.key(job)] = submitted
         self._host.watch(submitted)
+        return submitted
 
     def _hashes(self, job: Any, work: Any = None) -> tuple[str, str]:
         return batches.hashes(job, work or self._work(job))

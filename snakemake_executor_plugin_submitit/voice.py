@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from snakemake_executor_plugin_forkserver.progress import duration
@@ -43,18 +43,18 @@ class Voice:
         self._away = away
         self.say(f"SLURM does not answer ({away}); waiting for it" if away else "SLURM answers again")
 
-    def wait(self, jobs: Iterable[tuple[str, float, State | None]], later: int, why: str) -> None:
+    def wait(self, jobs: Iterable[tuple[str, float, State | None]], held: Sequence[str]) -> None:
         """Says what is waited for, if nothing was said for long.
 
         jobs: of each that is not over the name, when it was submitted (seconds since the epoch), and what the last
         query said.
-        later: how many are not submitted yet, and why.
+        held: how many are not submitted yet, and why.
         """
         if time.monotonic() - self._last >= self._every:
-            self.say(queue(jobs, later, why, time.time()))
+            self.say(queue(jobs, held, time.time()))
 
 
-def queue(jobs: Iterable[tuple[str, float, State | None]], later: int, why: str, now: float) -> str:
+def queue(jobs: Iterable[tuple[str, float, State | None]], held: Sequence[str], now: float) -> str:
     """The queue in one line: how many are pending by reason, how many running, and which one waits longest."""
     reasons: Counter[str] = Counter()
     others: Counter[str] = Counter()
@@ -69,9 +69,7 @@ def queue(jobs: Iterable[tuple[str, float, State | None]], later: int, why: str,
     if pending:
         told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         parts.insert(0, f"{len(pending)} pending ({told})")
-    if later:
-        parts.append(f"{later} not submitted yet" + f" ({why})" * bool(why))
-    line = f"in the queue: {', '.join(parts) or 'nothing'}"
+    line = f"in the queue: {', '.join([*parts, *held]) or 'nothing'}"
     if pending:
         since, name = min(pending)
         line += f"; the longest waits {duration(now - since)}: {name}"

@@ -2,24 +2,19 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from socket import gethostname
-from threading import Event, Thread
 
 import psutil
 import pytest
-import tiny
 import waiting
 from snakemake.iocontainers import InputFiles
 from waiting import Running, names, wait_for
 
-from snakemake_executor_plugin_forkserver.cards import Cards, visible
 from snakemake_executor_plugin_forkserver.payload import _named
 from snakemake_executor_plugin_forkserver.progress import Progress, duration
 
@@ -53,15 +48,6 @@ def meet(job):
     other = Path(job.params["other"])
     while not other.exists():  # for ever, if the two do not run at the same time
         time.sleep(0.05)
-
-def card(job):
-    card = os.environ["CUDA_VISIBLE_DEVICES"]
-    taken = Path(f"card-{card}")
-    taken.touch(exist_ok=False)  # nobody else has it
-    Path(job.output["card"]).write_text(card)
-    while job.gpus and not Path(job.params["other"]).exists():  # for ever, if the two do not run at the same time
-        time.sleep(0.05)
-    taken.unlink()
 
 def hang(job):
     try:
@@ -108,17 +94,6 @@ rule die:
 rule meet:
     output: done="met/{name}.txt"
     params: stage="tiny_stages:meet", other=lambda w: {"a": "met/b.txt", "b": "met/a.txt"}[w.name]
-    script: "SCRIPT"
-
-rule card:
-    output: card="cards/{name}.txt"
-    params: stage="tiny_stages:card", other=lambda w: f"cards/{dict(a='b', b='a', c='c')[w.name]}.txt"
-    resources: gpus=1
-    script: "SCRIPT"
-
-rule no_card:
-    output: card="no_card.txt"
-    params: stage="tiny_stages:card"
     script: "SCRIPT"
 
 rule hang:
@@ -264,76 +239,6 @@ def test_failed_stages_show_the_end_of_their_logs_and_lose_their_outputs(workflo
 def test_two_jobs_run_at_the_same_time(workflow: Path) -> None:
     run = snakemake(workflow, "met/a.txt", "met/b.txt")
     assert run.returncode == 0, run.stdout
-
-
-@pytest.mark.slow
-def test_each_job_has_a_gpu_of_its_own(workflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setenv("FUSION_DEVICE", "cpu")  # the GPUs are not there
-    wanted = [f"cards/{name}.txt" for name in "abc"]  # of which a and b run at the same time
-    run = snakemake(workflow, "no_card.txt", *wanted, "--cores", "4")
-    assert run.returncode == 0, run.stdout
-    one, other, third = ((workflow / path).read_text() for path in wanted)
-    assert {one, other} == {"3", "5"} and third in (one, other)
-    assert (workflow / "no_card.txt").read_text() == ""
-
-
-@pytest.mark.slow
-def test_gpus_that_no_job_asks_for_are_said(workflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    run = snakemake(workflow, "no_card.txt")
-    assert run.returncode == 0, run.stdout
-    assert "» no job asks for one of 2 GPUs (resources: gpus); all use CPUs" in run.stdout
-
-
-@pytest.mark.slow
-def test_stages_that_compute_ask_for_a_gpu_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for cards, expected in (("0,1", {"1"}), ("", set[str]())):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", cards)
-        output = tiny.snakemake(tmp_path, "-n", "tables").output
-        jobs = re.findall(r"^(?:local)?rule (finetune_task|fuse|evaluate_\w+):\n((?: {4}.*\n)*)", output, re.MULTILINE)
-        assert {name for name, _ in jobs} >= {"finetune_task", "fuse", "evaluate_pretrained", "evaluate_individual"}
-        assert {count for _, block in jobs for count in re.findall(r"gpus=(\d)", block)} == expected
-
-
-def test_a_gpu_is_lent_to_one_job_at_a_time() -> None:
-    cards, has_both, done = Cards(["3", "5"]), Event(), Event()
-    with cards.lent(1) as one, cards.lent(1) as other, cards.lent(0) as none:
-        assert [found["CUDA_VISIBLE_DEVICES"] for found in (one, other, none)] == ["3", "5", ""]
-
-    def take_both() -> None:
-        with cards.lent(2) as both:
-            assert both["CUDA_VISIBLE_DEVICES"] == "3,5"
-            has_both.set()
-            assert done.wait(waiting.BACKSTOP)
-
-    with cards.lent(1):
-        thread = Thread(target=take_both)
-        thread.start()
-        assert not has_both.is_set()
-    assert has_both.wait(waiting.BACKSTOP)
-    done.set()
-    thread.join()
-
-
-def test_jobs_that_share_gpus_are_spread_over_them() -> None:
-    cards = Cards(["3", "5"], shared=2)
-    with ExitStack() as stack:
-        found = [stack.enter_context(cards.lent(1))["CUDA_VISIBLE_DEVICES"] for _ in range(4)]
-    assert found == ["3", "5", "3", "5"]
-
-
-def test_more_gpus_than_there_are_is_an_error_and_none_at_all_changes_nothing() -> None:
-    with pytest.raises(ValueError, match="got gpus: 3, expected at most the 2 GPUs"), Cards(["3", "5"]).lent(3):
-        pass
-    with Cards([]).lent(1) as environment:
-        assert environment == {}
-
-
-@pytest.mark.parametrize(("said", "expected"), [("3,5", ["3", "5"]), ("", []), ("-1", []), ("GPU-1a2b", ["GPU-1a2b"])])
-def test_the_gpus_are_those_that_are_visible(said: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
-    assert visible() == expected
 
 
 @pytest.mark.slow

@@ -206,17 +206,29 @@ class Queue:
 
 def test_no_more_jobs_than_there_may_be_are_given_at_a_time() -> None:
     queue = Queue({"1": State("RUNNING", ""), "2": State("COMPLETING", ""), "3": State("COMPLETED", "")})
-    room = Room(queue, most=3, pause=0.0)  # pyright: ignore[reportArgumentType]
-    room.has(["1", "2", "3"])
-    assert room.of(5) == 1
-    room.took(["4"])
-    assert room.of(5) == 0  # the last one is not listed yet
+    room = Room(queue, {"_nodes": 3}, pause=0.0)  # pyright: ignore[reportArgumentType]
+    room.has(["1", "2", "3"], {"_nodes": 1})
+    assert room.of(5, {"_nodes": 1}) == 1 and not room.why
+    room.took(["4"], {"_nodes": 1})
+    assert room.of(5, {"_nodes": 1}) == 0  # the last one is not listed yet
+    assert room.why == "SLURM has all that jobs: 3 allows"
+
+
+def test_a_limit_of_one_resource_leaves_room_for_jobs_that_take_none_of_it() -> None:
+    queue = Queue({"1": State("RUNNING", ""), "2": State("RUNNING", "")})
+    room = Room(queue, {"_nodes": 8, "gpus": 4}, pause=9000.0)  # pyright: ignore[reportArgumentType]
+    room.has(["1"], {"_nodes": 1})  # of an earlier process, which did not say what else it takes
+    room.has(["1"], {"_nodes": 1, "gpus": 2})
+    room.took(["2"], {"_nodes": 1, "gpus": 1})
+    assert room.of(5, {"_nodes": 1, "gpus": 1}) == 1
+    assert room.of(5, {"_nodes": 1, "gpus": 2}) == 0 and room.why == "SLURM has all that --resources gpus=4 allows"
+    assert room.of(5, {"_nodes": 1, "gpus": 0}) == 5 and room.of(7, {"_nodes": 1}) == 6
 
 
 def test_a_limit_is_halved_and_is_final_only_where_nothing_is_left_to_wait_for() -> None:
     queue = Queue({"1": State("RUNNING", "")})
-    room = Room(queue, most=100, pause=0.0)  # pyright: ignore[reportArgumentType]
-    assert room.of(9) == 9 and room.refused(9) and room.of(9) == 4 and room.refused(4) and room.refused(2)
+    room, one = Room(queue, {"_nodes": 100}, pause=0.0), {"_nodes": 1}  # pyright: ignore[reportArgumentType]
+    assert room.of(9, one) == 9 and room.refused(9) and room.of(9, one) == 4 and room.refused(4) and room.refused(2)
     assert room.refused(1) and room.refused(1)
     queue.listed = {}
     assert room.refused(1) and not room.refused(1)
@@ -324,9 +336,10 @@ def test_the_queue_is_told_in_one_line() -> None:
     ]
     expected = (
         "in the queue: 3 pending (2 Priority, 1 AssocGrpGRES), 1 running, 1 not in the last answer of SLURM, "
-        "4 not submitted yet (a limit); the longest waits 10 min: b"
+        "4 not submitted yet (a limit), 7 waiting for their bundles to fill; the longest waits 10 min: b"
     )
-    assert queue(jobs, 4, "a limit", now=640.0) == expected
+    held = ["4 not submitted yet (a limit)", "7 waiting for their bundles to fill"]
+    assert queue(jobs, held, now=640.0) == expected
 
 
 @pytest.mark.parametrize(
