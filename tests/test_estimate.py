@@ -1,5 +1,6 @@
 """What `fusion check` reckons: worked examples, every rule and preset, and what rules ask for."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -191,6 +192,16 @@ def test_the_disk_of_a_job_is_that_of_the_models_it_reads_and_writes() -> None:
     assert Asked(jobs()).disk("finetune_task")(one()) == 1000
 
 
+def test_what_stages_keep_and_draw_is_what_they_are_reckoned_with() -> None:
+    from fusion import heads, scoring
+
+    assert stages.KEPT == scoring.KEPT
+    classes = 10 * heads.PROTOTYPE_EXAMPLES
+    pictures = Model(SIZE, 600, 600, 600, embeds_texts=False, is_clip=False)
+    assert stages.make_head(pictures, 2, 1, 10**9).forwards == heads.PROTOTYPE_EXAMPLES
+    assert stages.make_head(pictures, classes, 1, 10**9).forwards == classes * heads.OF_A_CLASS
+
+
 def test_facts_make_no_result_stale() -> None:
     assert not {"examples", "prepared_mb"} & set(plan().rows.tasks["trec"].model_dump())
     assert "size" not in plan().rows.backbones["minilm"].model_dump()
@@ -216,3 +227,11 @@ def test_rates_of_a_machine_of_ones_own_are_read_from_a_file(
     given = ["--rates", str(tmp_path / "rates.yaml"), "--device", "laptop", "--markdown"]
     assert main(["check", str(ROWS / "config.yaml"), *given]) == 0
     assert "at the rates of laptop (my laptop)" in (out := capsys.readouterr().out) and "| fuse " in out
+
+
+def test_the_page_of_costs_is_what_the_command_prints() -> None:
+    spec = importlib.util.spec_from_file_location("costs", tiny.ROOT / "docs/costs.py")
+    assert spec and spec.loader
+    costs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    assert costs.page() == costs.PAGE.read_text(encoding="utf-8"), "run python docs/costs.py"

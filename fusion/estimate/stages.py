@@ -140,7 +140,7 @@ def fuse(
     network beside that; models: how many are written, one a task by multi-model methods.
     """
     tasks, scored = len(validation), sum(validation)
-    passes = candidates + 2 * adaptive + is_masked / tasks
+    passes = candidates + 2 * adaptive + is_masked  # the entropies before and after; every model under the mask
     stored, coordinates = FLOAT * model.size.parameters, FLOAT * model.coordinates
     scoring = Work(
         forwards=scored * passes,
