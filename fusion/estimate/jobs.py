@@ -1,13 +1,13 @@
-"""The jobs of a plan by rule, and what each of them costs: the names of rules and wildcards are those of workflow/."""
+"""What each job of a plan costs, by its rule and wildcards, whose names are those of workflow/."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 from fusion.estimate import merging, stages
+from fusion.estimate.every_job import every_job
 from fusion.estimate.facts import Model, examples, model, prepared_bytes
 from fusion.estimate.rates import Rates
 from fusion.estimate.work import Unknown, Work
@@ -52,6 +52,15 @@ class Jobs:
         """How long one job takes, without what is unknown."""
         return self._found(rule, wildcards)[1]
 
+    def groups(self) -> Iterator[tuple[str, dict[str, str], int]]:
+        """Rules with the wildcards of jobs that cost the same, and how many there are of these."""
+        for (rule, wildcards), count in self._counts.items():
+            yield rule, dict(wildcards), count
+
+    @cached_property
+    def _counts(self) -> Counter[tuple[str, tuple[tuple[str, str], ...]]]:
+        return Counter((rule, tuple(sorted(wildcards.items()))) for rule, wildcards in every_job(self.plan))
+
     def _found(self, rule: str, wildcards: Wildcards) -> tuple[Work, float]:
         key = (rule, *(wildcards.get(name, "") for name in KEYS))
         if key not in self._known:
@@ -68,8 +77,6 @@ class Jobs:
             return work, self.rates.seconds(work, backbone, is_adapter)
         except Unknown as error:
             return replace(work, unknown=work.unknown | {(error.name, error.what)}), 0.0
-
-    # what one job of a rule does
 
     def fetch_archive(self, w: Wildcards) -> Work:
         return stages.fetch_archive()
@@ -99,7 +106,7 @@ class Jobs:
         return stages.take_finetuned(self._model(w))
 
     def finetune_task(self, w: Wildcards) -> Work:
-        tasks = [w["task"]] if "task" in w else self.plan.rows.suites[w["suite"]].tasks  # type: ignore[operator]
+        tasks = [w["task"]] if "task" in w else self.plan.rows.suites[w["suite"]].tasks
         how = self.plan.config.finetune
         return stages.finetune(self._model(w), len(tasks), how.steps, how.batch_size, self._is_image(tasks[0]))
 
@@ -179,91 +186,3 @@ class Jobs:
 
     def _is_image(self, task: str) -> bool:
         return self.plan.rows.tasks[task].modality == "image"
-
-    # which jobs there are
-
-    def groups(self) -> Iterator[tuple[str, dict[str, str], int]]:
-        """Rules with the wildcards of jobs that cost the same, and how many there are of these."""
-        for (rule, wildcards), count in self._counts.items():
-            yield rule, dict(wildcards), count
-
-    @cached_property
-    def _counts(self) -> Counter[tuple[str, tuple[tuple[str, str], ...]]]:
-        found: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
-        for rule, wildcards in (*self._prepared(), *self._trained(), *self._merged(), *self._evaluated()):
-            found[rule, tuple(sorted(wildcards.items()))] += 1
-        found["tables", ()] = found["report", ()] = 1
-        return found
-
-    def _prepared(self) -> Iterator[tuple[str, dict[str, str]]]:
-        run, rows = self.plan.config, self.plan.rows
-        tested = {suite: (*rows.suites[suite].tasks, *rows.suites[suite].unseen) for suite in run.suites}
-        tasks = dict.fromkeys(task for one in tested.values() for task in one)
-        sources = [rows.tasks[task].source(rows.archives) for task in tasks]
-        sources += [rows.backbones[name].source() for name in run.backbones]
-        for archive in dict.fromkeys(source.archive for source in sources if source.archive):
-            yield "fetch_archive", {"archive": archive}
-        for task in tasks:
-            yield "prepare_task", {"task": task}
-        conditions = [(task, rows.suites[suite].condition) for suite in run.suites for task in tested[suite]]
-        for task, condition in dict.fromkeys(pair for pair in conditions if pair[1]):
-            yield "corrupt_task", {"task": task, "corruption": condition}
-        for backbone in run.backbones:
-            yield "prepare_backbone", {"backbone": backbone}
-            yield from (("make_head", {"backbone": backbone, "task": task}) for task in tasks)
-            adapters = [mode for mode in run.modes if rows.modes[mode].adapter]
-            yield from (("make_init", {"backbone": backbone, "mode": mode}) for mode in adapters for _ in run.seeds)
-
-    def _trained(self) -> Iterator[tuple[str, dict[str, str]]]:
-        run, plan = self.plan.config, self.plan
-        for backbone, mode, _ in product(run.backbones, run.modes, run.seeds):
-            place = {"backbone": backbone, "mode": mode}
-            for task in plan.tasks:
-                rule = "take_finetuned" if plan.checkpoint(backbone, mode, task) else "finetune_task"
-                yield rule, place | {"task": task}
-            for suite in (name for name in run.suites if plan.trained_in(name) == name):
-                if run.multitask:
-                    yield "finetune_multitask", place | {"suite": suite}
-                for space in plan.rows.modes[mode].spaces:
-                    yield "similarity", place | {"space": space, "suite": suite}
-
-    def _merged(self) -> Iterator[tuple[str, dict[str, str]]]:
-        plan = self.plan
-        wanted: dict[tuple[Any, ...], dict[str, str]] = {}  # statistics, which methods and suites share
-        for place, suite, method, seed in self._fused():
-            if plan.fused_in(suite, method) != suite:
-                continue
-            yield "fuse", place | {"suite": suite, "method": method}
-            if plan.reason(place["mode"], place["space"], method):
-                continue
-            kinds = {"fishers": "fisher", "grams": "gram"}
-            for kind in (kinds[need] for need in plan.needs(method) & kinds.keys()):
-                for task in plan.rows.suites[suite].tasks:
-                    own = place | {"statistic": kind, "task": task}
-                    wanted[("statistics", *own.values(), seed)] = own
-            for factor in plan.off_diagonals(method):
-                own = place | {"suite": suite, "off_diagonal": str(factor)}
-                wanted[("merged_grams", *own.values(), seed)] = own
-        for (rule, *_), own in wanted.items():
-            yield rule, own
-
-    def _evaluated(self) -> Iterator[tuple[str, dict[str, str]]]:
-        run = self.plan.config
-        for backbone, suite in product(run.backbones, run.suites):
-            yield "evaluate_pretrained", {"backbone": backbone, "suite": suite}
-            for mode, _ in product(run.modes, run.seeds):
-                place = {"backbone": backbone, "mode": mode, "suite": suite}
-                tasks = self.plan.rows.suites[suite].tasks
-                yield from (("evaluate_individual", place | {"task": task}) for task in tasks)
-                if run.multitask:
-                    yield "evaluate_multitask", place
-        for place, suite, method, _ in self._fused():
-            yield "evaluate_fused", place | {"suite": suite, "method": method}
-
-    def _fused(self) -> Iterator[tuple[dict[str, str], str, str, int]]:
-        """Every fused model that is scored: where, of which suite, by which method and seed."""
-        run, plan = self.plan.config, self.plan
-        suites = [*run.suites, *plan.subsets]
-        for backbone, mode, method in product(run.backbones, run.modes, run.methods):
-            for space, suite, seed in product(plan.spaces(mode, method), suites, run.seeds):
-                yield {"backbone": backbone, "mode": mode, "space": space}, suite, method, seed
