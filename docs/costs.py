@@ -3,12 +3,20 @@
 python docs/costs.py
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from fusion.estimate.check import check
-from fusion.plan import ROWS
+import yaml
+from tabulate import tabulate
 
+from fusion.estimate import rates
+from fusion.estimate.check import check
+from fusion.estimate.jobs import Jobs
+from fusion.estimate.table import by_stage
+from fusion.plan import ROWS, read
+
+DEMO = ROWS / "config.yaml"
 PAGE = Path(__file__).with_suffix(".md")
 ABOUT = """\
 # What the presets cost
@@ -30,7 +38,7 @@ def main() -> None:
 
 def page() -> str:
     """The page as Markdown."""
-    configs = [ROWS / "config.yaml", *sorted((ROWS / "presets").glob("*.yaml"))]
+    configs = [DEMO, *sorted((ROWS / "presets").glob("*.yaml"))]
     return "\n\n".join([ABOUT, *("\n".join(_section(path)) for path in configs)]) + "\n"
 
 
@@ -39,6 +47,23 @@ def _section(path: Path) -> Iterator[str]:
     title, blank, *table = check(path, form="pipe")
     yield from (f"{title}.", blank, *table[: table.index("")], "")
     yield from (f"- {line}" for line in table[table.index("") + 1 :])
+    if path == DEMO:
+        yield from ("", *_measured(path))
+
+
+def _measured(path: Path) -> Iterator[str]:
+    """The demo's stages as they were measured by `make bench`, in job-seconds."""
+    found = json.loads((ROWS.parent / "benchmarks/results/demo.json").read_text(encoding="utf-8"))
+    jobs = Jobs(read(yaml.safe_load(path.read_text(encoding="utf-8"))), rates.read("cpu"))
+    body = [
+        (one["stage"], f"{one['seconds']:.1f}", f"{found['stages'][one['stage']]['seconds']:.1f}")
+        for one in by_stage(jobs)
+        if one["stage"] in found["stages"]
+    ]
+    machine = "{processor}, {cores} cores, torch {torch}".format(**found["machine"])
+    yield f"Beside what a run of it took ({machine}; the rates of its passes were taken from the same run's training"
+    yield "and evaluation, fusing was not):\n"
+    yield from tabulate(body, ("stage", "modelled, s", "measured, s"), "pipe", floatfmt=".1f").splitlines()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fusion.estimate.table import HEAD, Rule, rows, rules
 from fusion.plan import LOADER, ROWS, read
 
 NOTES = (
-    "Passes are of one example each. Time is that of all jobs one after another, with a GPU where there is one.",
+    "Passes are of one example each. Time is that of all jobs one after another, each with the cores or GPU of one job.",
     "Not counted: fetched archives, a hub's cache, logs, and the checkpoints of what is training.",
 )
 

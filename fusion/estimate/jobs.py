@@ -163,11 +163,12 @@ class Jobs:
         return stages.similarity(self._model(w), len(self.plan.rows.suites[w["suite"]].tasks))
 
     def tables(self, w: Wildcards) -> Work:
-        scored = [(rule, one, n) for (rule, one), n in self._counts.items() if rule.startswith("evaluate_")]
-        rows = sum(n * self.work(rule, dict(one)).forwards for rule, one, n in scored)
-        tests = max(self.work(rule, dict(one)).forwards for rule, one, n in scored if rule == "evaluate_pretrained")
-        whole = sum(n for _, one, n in scored if dict(one)["suite"] in self.plan.config.suites)
-        return stages.tables(int(rows), whole, int(tests))
+        scored = [(self.work(rule, one), one, n) for rule, one, n in self.groups() if rule.startswith("evaluate_")]
+        rows = sum(n * work.forwards for work, _, n in scored)
+        tests = max(work.forwards for work, one, _ in scored if "mode" not in one)
+        whole = sum(n for _, one, n in scored if one["suite"] in self.plan.config.suites)
+        unknown = frozenset[tuple[str, str]]().union(*(work.unknown for work, _, _ in scored))
+        return replace(stages.tables(int(rows), whole, int(tests)), unknown=unknown)
 
     def report(self, w: Wildcards) -> Work:
         run = self.plan.config

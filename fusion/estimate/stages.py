@@ -23,7 +23,7 @@ def fetch_archive() -> Work:
 
 def prepare_task(examples: int, stored: float, is_image: bool) -> Work:
     """Reads all examples of a task, hashes them and writes them as Arrow."""
-    return Work(seconds=0.3 + 1e-4 * examples, decoded=examples * is_image, written=stored, host=3e8 + stored)
+    return Work(seconds=0.2 + 5e-5 * examples, decoded=examples * is_image, written=stored, host=3e8 + stored)
 
 
 def corrupt_task(tests: int, side: int) -> Work:
@@ -34,7 +34,7 @@ def corrupt_task(tests: int, side: int) -> Work:
 def prepare_backbone(model: Model) -> Work:
     """Writes θ0 in float32; CLIP's text tower beside it is about as large."""
     stored = (1 + model.is_clip) * FLOAT * model.size.parameters
-    return Work(read=stored, written=stored, host=2 * stored)
+    return Work(seconds=5e-9 * stored, read=stored, written=stored, host=2 * stored)
 
 
 def make_head(model: Model, classes: int, prompts: int, train: int) -> Work:
@@ -195,7 +195,7 @@ def similarity(model: Model, tasks: int) -> Work:
 def tables(rows: int, models: int, tests: int) -> Work:
     """Reads all predictions; resamples the test examples of the models that are ranked."""
     return Work(
-        seconds=4 + 1.25e-6 * rows + 1.3e-9 * RESAMPLES * models * tests,
+        seconds=6.5 + 1.25e-6 * rows + 1.3e-9 * RESAMPLES * models * tests,
         read=ROW_BYTES * rows,
         written=1e6,
         host=3e8 + 2200.0 * models * tests,

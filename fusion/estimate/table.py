@@ -10,11 +10,11 @@ from fusion.tables.labels import duration, size
 
 HEAD = ("rule", "jobs", "forward", "backward", "time", "longest job", "on disk", "memory", "GPU memory")
 
-STAGES = {  # the folder of a rule's benchmarks, of what is measured by the time that tables are made
+STAGES = {  # the folder of a rule's benchmarks, where it is not the rule's name
+    **{"fetch_archive": "archives", "prepare_task": "data", "corrupt_task": "data", "prepare_backbone": "pretrained"},
     **{"make_head": "heads", "make_init": "init", "finetune_task": "finetuned", "take_finetuned": "finetuned"},
-    **{"finetune_multitask": "multitask", "statistics": "statistics", "merged_grams": "statistics", "fuse": "fused"},
+    **{"finetune_multitask": "multitask", "merged_grams": "statistics", "fuse": "fused"},
     **dict.fromkeys(("evaluate_pretrained", "evaluate_individual", "evaluate_multitask", "evaluate_fused"), "scores"),
-    "similarity": "similarity",
 }
 
 
@@ -51,8 +51,9 @@ def rules(jobs: Jobs) -> list[Rule]:
 def by_stage(jobs: Jobs) -> list[dict[str, Any]]:
     """What the jobs of each stage take, as `fusion.tables.modelled` reads it; none of which something is unknown."""
     found: dict[str, Rule] = {}
-    for rule in (one for one in rules(jobs) if one.name in STAGES):
-        found.setdefault(STAGES[rule.name], Rule(STAGES[rule.name])).add(rule)
+    for rule in rules(jobs):
+        stage = STAGES.get(rule.name, rule.name)
+        found.setdefault(stage, Rule(stage)).add(rule)
     machine = jobs.plan.config.rates
     return [
         {"stage": one.name, "jobs": one.jobs, "seconds": one.seconds, "mb": one.host / 1e6, "rates": machine}
