@@ -183,6 +183,7 @@ def test_a_time_limit_is_three_times_the_model_s_for_all_jobs_that_share_it() ->
     alone, four = (Asked(found).minutes("finetune_task", 7, bundle)(one()) for bundle in (1, lambda w: 4))
     assert alone >= 10 + 3 * minutes > alone / 2 and four >= 10 + 12 * minutes > four / 2
     assert Asked(jobs()).minutes("finetune_task", 7)(one()) == 30
+    assert Asked(found).minutes("finetune_task", 7, most=45)(one()) == 45 < alone
 
 
 def test_the_disk_of_a_job_is_that_of_the_models_it_reads_and_writes() -> None:

@@ -1,7 +1,7 @@
 """What the jobs of a rule ask a scheduler for, from what they are reckoned to take; functions that Snakemake calls."""
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from fusion.estimate.jobs import Jobs
@@ -28,8 +28,10 @@ class Asked:
 
         return mem_mb
 
-    def minutes(self, rule: str, otherwise: int, bundle: int | Callable[[Any], int] = 1) -> Callable[[Any], int]:
-        """runtime: of as many jobs as share one job of the scheduler."""
+    def minutes(
+        self, rule: str, otherwise: int, bundle: int | Callable[[Any], int] = 1, most: float = inf
+    ) -> Callable[[Any], int]:
+        """runtime: of as many jobs as share one job of the scheduler; most: of what goes on where it was."""
 
         def runtime(wildcards: Any) -> int:
             if self.work(rule, wildcards).unknown:
@@ -37,9 +39,9 @@ class Asked:
             count = bundle if isinstance(bundle, int) else bundle(wildcards)
             needed = SPARE + TIME * count * self.jobs.seconds(rule, dict(wildcards.items())) / 60
             limit = SHORTEST
-            while limit < needed:
+            while limit < min(needed, most):
                 limit *= 2
-            return limit
+            return int(min(limit, most))
 
         return runtime
 

@@ -12,7 +12,7 @@ from fusion.estimate.table import HEAD, Rule, rows, rules
 from fusion.plan import LOADER, ROWS, read
 
 NOTES = (
-    "Passes are of one example each. Time is that of all jobs one after another, each with the cores or GPU of one job.",
+    "Passes are of one example each. Time is that of all jobs one after another, each with its cores, and GPU if any.",
     "Not counted: fetched archives, a hub's cache, logs, and the checkpoints of what is training.",
 )
 
@@ -21,7 +21,7 @@ def check(
     config: Path, device: str | None = None, file: Path = ROWS / "rates.yaml", form: str = "simple"
 ) -> Iterator[str]:
     """The lines of the table. device: a row of `file`, if not the one that the configuration names."""
-    plan = read(yaml.load(config.read_text(encoding="utf-8"), Loader=LOADER))
+    plan = read(yaml.load(config.read_text(encoding="utf-8"), Loader=LOADER) or {})
     name = device or plan.config.rates
     machine = rates.read(name, file)
     found = rules(Jobs(plan, machine))

@@ -43,7 +43,7 @@ rule finetune_task:
     resources:
         mem_mb=ASKED.memory("finetune_task", 3000),
         disk_mb=ASKED.disk("finetune_task"),
-        runtime=ASKED.minutes("finetune_task", 240),
+        runtime=ASKED.minutes("finetune_task", 240, most=1440),
     params:
         stage="fusion.stages.finetune:finetune",
         code=code_hash("fusion.stages.finetune"),
@@ -74,7 +74,7 @@ use rule finetune_task as finetune_multitask with:
     resources:
         mem_mb=ASKED.memory("finetune_multitask", 4000),
         disk_mb=ASKED.disk("finetune_multitask"),
-        runtime=ASKED.minutes("finetune_multitask", 1440),
+        runtime=ASKED.minutes("finetune_multitask", 1440, most=1440),
 
 
 ruleorder: take_finetuned > finetune_task
