@@ -1,7 +1,8 @@
 """What each stage reads, computes and writes: one function a stage, of sizes alone.
 
 Beside `fusion/stages`, whose functions have the same names, and not in them: what is said here makes no result stale,
-and needs no torch. Memory of weights that are read from files counts as resident, as mapped files are.
+and needs no torch. Memory of weights that are read from files counts as resident, as mapped files are. Stages that are
+given no GPU hold all in the host's.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def make_head(model: Model, classes: int, prompts: int, train: int) -> Work:
     passes = classes * prompts if model.embeds_texts else min(train, max(2000, 5 * classes))
     decoded = 0 if model.embeds_texts else passes
     stored = FLOAT * model.size.parameters
-    return Work(passes, batches=passes / 64, decoded=decoded, read=stored, host=stored, device=stored, written=3e4)
+    return Work(passes, batches=passes / 64, decoded=decoded, read=stored, host=2 * stored, written=3e4)
 
 
 def make_init(model: Model) -> Work:
@@ -189,7 +190,7 @@ def similarity(model: Model, tasks: int) -> Work:
     """Products of all task vectors with each other, in float64."""
     stored = FLOAT * (model.size.parameters + tasks * max(model.trained, model.coordinates))
     crossed = 6 * tasks * FLOAT * model.coordinates
-    return Work(traversed=crossed, read=stored, written=FILE_BYTES, host=stored, device=stored / 4)
+    return Work(traversed=crossed, read=stored, written=FILE_BYTES, host=1.25 * stored)
 
 
 def tables(rows: int, models: int, tests: int) -> Work:
