@@ -60,9 +60,9 @@ def test_fusing_scores_every_candidate_and_decodes_only_what_was_not_kept() -> N
     sizes = ModelSize(parameters=1000, trained=600, width=8, layers=2, tokens=4, side=1024)
     pictures = Model(sizes, 600, 600, 600, embeds_texts=True, is_clip=True)
     fits = stages.KEPT // (3 * 1024**2)
-    given: dict[str, Any] = {"batch_size": 4, "is_image": True, "merging": 7.0, "adaptive": False, "is_masked": False}
-    work = stages.fuse(pictures, [fits + 10, 20], candidates=3, extra=Work(forwards=5), models=1, **given)
-    assert work.forwards == 3 * (fits + 30) + 5 and work.traversed == 7
+    given: dict[str, Any] = {"batch_size": 4, "is_image": True, "adaptive": False, "is_masked": False}
+    work = stages.fuse(pictures, [fits + 10, 20], candidates=3, models=1, **given)
+    assert work.forwards == 3 * (fits + 30)
     assert work.decoded == pytest.approx(fits + 30 + 2 * 10, abs=2)  # a part of a picture's bytes fits, too
 
 
@@ -91,7 +91,10 @@ def test_a_gpu_waits_for_the_host_or_for_launches_where_those_take_longer() -> N
 def test_points_of_a_grid_that_differ_in_the_scaling_alone_are_merged_once() -> None:
     grid = [{"density": d, "scaling": s} for d in (0.1, 0.2) for s in (0.5, 1.0, 2.0)]
     assert merging.merges("ties", grid, adaptive=False) == 2 and merging.merges("ties", grid, adaptive=True) == 6
-    assert merging.traversed(MACHINE, "ties", 2, SMALL, tasks=4) == 2 * 6 * (4 + 2) * 4 * 600
+    assert merging.traversed(MACHINE, "ties", grid, 2, SMALL, tasks=4) == 2 * 6 * (4 + 2) * 4 * 600
+    solvers = MACHINE.model_copy(update={"merges": {"wudi": 100, "wudi, closed_form": 5}})
+    found = [merging.traversed(solvers, "wudi", [{"solver": name}], 1, SMALL, 1) for name in ("adam", "closed_form")]
+    assert found[0] == 20 * found[1]
 
 
 def test_concrete_has_two_objectives_a_step_where_it_learns_coefficients() -> None:

@@ -43,6 +43,7 @@ class Jobs:
         self.plan, self.rates = plan, rates
         self._known: dict[tuple[str, ...], tuple[Work, float]] = {}
         self._methods: dict[str, Method] = {}
+        self._merges: dict[tuple[str | int, ...], Work] = {}
 
     def work(self, rule: str, wildcards: Wildcards) -> Work:
         """What one job does; computed once for all that differ in nothing that matters."""
@@ -128,24 +129,33 @@ class Jobs:
         if self.plan.reason(w["mode"], w["space"], w["method"]):
             return Work(written=stages.FILE_BYTES)
         method, tasks = self._method(w["method"]), self.plan.rows.suites[w["suite"]].tasks
-        sizes, is_image, how = self._model(w), self._is_image(tasks[0]), self.plan.config.fuse
-        batch_size = self.plan.config.evaluate.batch_size
-        settings = {"batch_size": how.batch_size, "loss_examples": how.loss_examples, "loss_batch": batch_size}
-        merged, lacks = known(merging.traversed, self.rates, method.pipeline, method.merges, sizes, len(tasks))
-        extra, more = known(merging.passes, method.pipeline, method.grid, sizes, len(tasks), settings, is_image)
-        work = stages.fuse(
-            sizes,
-            [examples(self.plan, task, "val", how.select_examples) for task in tasks],
-            batch_size=batch_size,
-            is_image=is_image,
+        merging_work = self._merging(w, len(tasks))
+        scoring = stages.fuse(
+            self._model(w),
+            [examples(self.plan, task, "val", self.plan.config.fuse.select_examples) for task in tasks],
+            batch_size=self.plan.config.evaluate.batch_size,
+            is_image=self._is_image(tasks[0]),
             candidates=len(method.grid),
-            merging=merged,
-            extra=extra or Work(),
             adaptive=method.is_adaptive,
             is_masked="concrete" in parts(method.pipeline),
             models=len(tasks) if method_class(method.pipeline) == "multi-model" else 1,
         )
-        return replace(work, unknown=lacks | more)
+        return scoring + merging_work
+
+    def _merging(self, w: Wildcards, tasks: int) -> Work:
+        """What a method computes for all points of its grid, beside scoring: alike for all suites of as many tasks."""
+        key = (w["method"], w["backbone"], w["mode"], w["space"], tasks)
+        if key not in self._merges:
+            how, method, sizes = self.plan.config, self._method(w["method"]), self._model(w)
+            is_image = self._is_image(self.plan.rows.suites[w["suite"]].tasks[0])
+            settings = {"batch_size": how.fuse.batch_size, "loss_examples": how.fuse.loss_examples}
+            settings["loss_batch"] = how.evaluate.batch_size
+            crossed, lacks = known(
+                merging.traversed, self.rates, method.pipeline, method.grid, method.merges, sizes, tasks
+            )
+            passes, more = known(merging.passes, method.pipeline, method.grid, sizes, tasks, settings, is_image)
+            self._merges[key] = (passes or Work()) + Work(traversed=crossed, unknown=lacks | more)
+        return self._merges[key]
 
     def evaluate_pretrained(self, w: Wildcards) -> Work:
         suite, limit = self.plan.rows.suites[w["suite"]], self.plan.config.evaluate.examples

@@ -22,16 +22,16 @@ def merges(pipeline: str, grid: Grid, adaptive: bool) -> int:
     return len({json.dumps({k: v for k, v in one.items() if k != scaling}, sort_keys=True) for one in grid})
 
 
-def traversed(rates: Rates, pipeline: str, count: int, model: Model, tasks: int) -> float:
-    """Bytes that cross memory in as much time as so many merges take."""
+def traversed(rates: Rates, pipeline: str, grid: Grid, count: int, model: Model, tasks: int) -> float:
+    """Bytes that cross memory in as much time as so many merges take; of a grid, all take as long as the first."""
     total, per_task = 0.0, method_class(pipeline) == "multi-model"
-    for part in parts(pipeline):
-        if part in ADAPTIVE or part in LABELLED:
-            continue
-        if part not in rates.merges:
+    for part in (one for one in parts(pipeline) if one not in ADAPTIVE and one not in LABELLED):
+        solver = grid[0].get(prefix(pipeline, part) + "solver")
+        name = next((name for name in (f"{part}, {solver}", part) if name in rates.merges), None)
+        if name is None:
             raise Unknown(part, "what merging by a method costs: give `merges` its number (config/rates.yaml)")
         factor = model.size.width / WIDTH if part in rates.spectral else 1
-        total += rates.merges[part] * factor * (1 + per_task)
+        total += rates.merges[name] * factor * (1 + per_task)
     return count * total * (tasks + 2) * FLOAT * model.coordinates
 
 

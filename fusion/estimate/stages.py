@@ -129,31 +129,26 @@ def fuse(
     batch_size: int,
     is_image: bool,
     candidates: int,
-    merging: float,
-    extra: Work,
     adaptive: bool,
     is_masked: bool,
     models: int,
 ) -> Work:
-    """Merges the models, scores every candidate on validation examples, and writes the best.
+    """Scores every candidate on validation examples, and writes the best; what merging takes comes to that.
 
-    validation: examples of each task; merging: bytes that the merges traverse; extra: what the method computes by the
-    network beside that; models: how many are written, one a task by multi-model methods.
+    validation: examples of each task; models: how many are written, one a task by multi-model methods.
     """
     tasks, scored = len(validation), sum(validation)
     passes = candidates + 2 * adaptive + is_masked  # the entropies before and after; every model under the mask
     stored, coordinates = FLOAT * model.size.parameters, FLOAT * model.coordinates
-    scoring = Work(
+    return Work(
         forwards=scored * passes,
         batches=scored * passes / batch_size,
         decoded=is_image * decoded(model, validation, passes),
-        traversed=merging,
         read=stored + tasks * FLOAT * model.trained,
         written=models * FLOAT * model.changed + 2 * FILE_BYTES,
         host=stored + tasks * FLOAT * max(model.trained, model.coordinates),
         device=stored + (2 * models + 1) * coordinates + sum(kept(model, n) for n in validation),
     )
-    return scoring + extra
 
 
 def adaptation(model: Model, tasks: int, objectives: float, batch_size: int, is_image: bool, crossings: float) -> Work:
