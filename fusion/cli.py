@@ -2,6 +2,7 @@
 
     fusion merge METHOD --pretrained P --finetuned A B C --out OUT
     fusion methods [NAME]
+    fusion check CONFIG
     fusion show CHECKPOINT …
 
 Exit codes: 0 done, 1 failed, 2 wrong use. torch is imported only when models are read.
@@ -85,6 +86,12 @@ def parser() -> Parser:
     one = commands.add_parser("methods", help="the algorithms, their hyper-parameters and papers")
     one.add_argument("method", metavar="NAME", nargs="?", help=f"{METHOD}: all about it")
     one.set_defaults(run=_methods)
+    one = commands.add_parser("check", help="what a run of the workflow will cost, before it runs")
+    one.add_argument("config", metavar="CONFIG", type=Path, help="its configuration file")
+    one.add_argument("--device", metavar="NAME", help="a row of the rates (default: what the configuration names)")
+    one.add_argument("--rates", metavar="FILE", type=Path, help="rates of machines (default: config/rates.yaml)")
+    one.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    one.set_defaults(run=_check)
     one = commands.add_parser("show", help="tensors, types, shapes, norms; of two checkpoints: what differs")
     one.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", type=Path, help="compared with the first, if many")
     one.set_defaults(run=_show)
@@ -128,6 +135,17 @@ def _methods(arguments: argparse.Namespace) -> None:
         print(page(arguments.method) if arguments.method else table())
     except ValueError as error:
         raise WrongUse(error) from error
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from fusion.estimate.check import check
+
+    for path in filter(None, (arguments.config, arguments.rates)):
+        if not path.is_file():
+            raise WrongUse(f"{path} does not exist; expected a file of configuration")
+    given = {"file": arguments.rates} if arguments.rates else {}
+    for line in check(arguments.config, arguments.device, form="pipe" if arguments.markdown else "simple", **given):
+        print(line)
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -71,7 +71,8 @@ class Config(Row):
     checkpoints: fine-tuned models of others, that take the place of the run's own. multitask: also fine-tune one model
     on all tasks of a suite at once, for reference. keep_fused: whether fused models stay once they are scored; those of
     many suites fill a disk. hash_sources: before each run, read all local source files whole to see whether they
-    changed; otherwise large files, and the files of folders of pictures, count by size and time.
+    changed; otherwise large files, and the files of folders of pictures, count by size and time. rates: the row of
+    config/rates.yaml, a machine, that `fusion check` and the jobs' time limits reckon with.
     """
 
     run: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -86,6 +87,7 @@ class Config(Row):
     multitask: bool = True
     keep_fused: bool = True
     hash_sources: bool = False
+    rates: str = "cpu"
     finetune: Finetune
     fuse: Fuse = Field(default_factory=Fuse)
     evaluate: Evaluate = Field(default_factory=Evaluate)

@@ -80,10 +80,26 @@ OPTIONS: dict[str, type[Row]] = {
 }
 
 
+class ModelSize(Row):
+    """How large a transformer is, to reckon what a run costs before anything is downloaded.
+
+    parameters: of the network; trained: those that full fine-tuning trains; width, layers: of the transformer; tokens:
+    of an input, with the class token (of texts, the most); side: of a picture in pixels.
+    """
+
+    parameters: int = Field(ge=1)
+    trained: int = Field(ge=1)
+    width: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    side: int | None = Field(default=None, ge=1)
+
+
 class BackboneRow(Row):
     """A pre-trained model. `frozen`: patterns of parameters that no mode trains; `options`: its class's own.
 
-    compile: whether torch.compile makes fine-tuning and evaluation faster, after a minute or so a job.
+    compile: whether torch.compile makes fine-tuning and evaluation faster, after a minute or so a job. size: what
+    `fusion check` reckons with; no result depends on it.
     """
 
     kind: Literal["sentence_encoder", "clip", "dinov2"]
@@ -92,6 +108,7 @@ class BackboneRow(Row):
     target_modules: list[str] = Field(min_length=1)
     options: dict[str, Any] = Field(default={}, validate_default=True)
     compile: bool = False
+    size: ModelSize | None = Field(default=None, exclude=True)
 
     @field_validator("options")
     @classmethod

@@ -1,7 +1,7 @@
 """What `snakemake -n` says of a run: its jobs by rule, and what each of them will ask SLURM for."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Any
@@ -14,10 +14,10 @@ from tabulate import tabulate
 from .resources import RUNTIME
 
 
-def show_in_dry_runs() -> None:
+def show_in_dry_runs(said: Callable[[], Iterable[str]] = tuple) -> None:
     """Let dry runs add to Snakemake's table of jobs what they will ask for, and show it once where no jobs are listed.
 
-    Snakemake has no setting for either, so its answer is replaced.
+    said: lines to add below. Snakemake has no setting for either, so its answer is replaced.
     """
     assert hasattr(DAG, "stats"), "Snakemake has no DAG.stats any more"
     stats, shown = DAG.stats, []
@@ -30,7 +30,8 @@ def show_in_dry_runs() -> None:
         if shown and Quietness.RULES in (workflow.output_settings.quiet or ()):
             return "", counts
         shown.append(self)
-        return message + (table(self, counts) if _is_for_slurm() else ""), counts
+        lines = "".join(f"{line}\n" for line in said())
+        return message + (table(self, counts) if _is_for_slurm() else "") + (f"\n{lines}" if lines else ""), counts
 
     DAG.stats = answer
 

@@ -118,7 +118,7 @@ def write(path: Path, table: pd.DataFrame) -> None:
 
 def tables_job(folder: Path, subsets: Mapping[str, str] | None = None) -> Job:
     """The job that makes the tables of every file in the folder, some of suites that are subsets {name: suite}."""
-    params = {"published": [], "subsets": dict(subsets or {})}
+    params = {"published": [], "subsets": dict(subsets or {}), "modelled": [], "benchmarks": str(folder / "benchmarks")}
     inputs = {kind: sorted(str(p) for p in (folder / kind).glob("**/*.parquet")) for kind in KINDS}
     return Job("fusion.stages.tables:make_tables", inputs, {"tables": str(folder / "tables")}, params)
 

@@ -107,7 +107,8 @@ class TaskRow(Row):
     `classes` maps a value in the data to its words; the order is the class index. `prompt`: one template with `{}`
     for the words, or several, whose embeddings are averaged. `max_examples` caps splits. `whole_test`: the official
     test split stays as it is, repeated inputs included, so that accuracies compare with published ones; what it
-    shares with the others is left out of those all the same.
+    shares with the others is left out of those all the same. `examples` of each split once prepared, before any cap,
+    and `prepared_mb`, what they then take on disk, are what `fusion check` reckons with; no result depends on them.
     """
 
     modality: Literal["text", "image"]
@@ -117,6 +118,8 @@ class TaskRow(Row):
     max_examples: dict[Literal["train", "val", "test"], PositiveInt] = {}
     split_seed: int = 0
     whole_test: bool = False
+    examples: dict[Literal["train", "val", "test"], PositiveInt] = Field(default={}, exclude=True)
+    prepared_mb: float | None = Field(default=None, gt=0, exclude=True)
 
     def source(self, archives: Mapping[str, ArchiveRow] | None = None) -> SourceRow:
         """The first source that can be read: a folder if it exists, an archive if this machine can open it; a hub's

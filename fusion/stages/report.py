@@ -15,7 +15,8 @@ from fusion.report.boards import missing
 from fusion.report.robustness import robustness
 from fusion.report.sections import sections
 from fusion.stages.tables import TABLES
-from fusion.tables.labels import label, millions, percent
+from fusion.tables.labels import duration, label, millions, percent, size
+from fusion.tables.modelled import far_off
 from fusion.tables.score_rows import measured
 from fusion.tables.summary import Finding, findings
 
@@ -47,8 +48,20 @@ def page(tables: dict[str, pd.DataFrame], found: list[Finding], settings: dict[s
         has_multitask=bool(tables["scores"]["method"].eq("multitask").any()),
         sections=sections(tables),
         robustness=robustness(tables["robustness"]),
+        modelled=modelled(tables["modelled"]),
         provenance=provenance(tables["scores"]),
     )
+
+
+def modelled(table: pd.DataFrame) -> dict[str, Any]:
+    """What each stage took beside what it was reckoned to take, and where the two are far apart."""
+    body = []
+    for row in table.to_dict("records"):
+        times = (duration(row[name]) for name in ("modelled_seconds", "seconds"))
+        memory = (size(1e6 * row[name], "B") for name in ("modelled_mb", "mb"))
+        body.append([row["stage"], f"{row['measured_jobs']} of {row['jobs']}", *times, *memory])
+    head = ["Stage", "Jobs", "Time, modelled", "Time, measured", "Memory, modelled", "Memory, measured"]
+    return {"head": head, "body": body, "far_off": far_off(table), "rates": _all(table["rates"])}
 
 
 def provenance(scores: pd.DataFrame) -> dict[str, Any]:

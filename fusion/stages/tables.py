@@ -1,6 +1,7 @@
 """The tables of a run, made from its scores, predictions, selections and similarities alone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from fusion.artifacts import new_folder
 from fusion.job import Job
 from fusion.tables.costs import make_costs, too_much_asked
 from fusion.tables.leaderboard import make_leaderboard, read_correct
+from fusion.tables.modelled import make_modelled
 from fusion.tables.published import make_published
 from fusion.tables.robustness import make_robustness
 from fusion.tables.score_rows import GROUP, MEASUREMENT, SCORES, measured, ordered, place_references, suite_tasks
@@ -17,7 +19,7 @@ from fusion.tables.subsets import make_subsets
 
 TABLES = (
     *("scores", "leaderboard", "per_task", "robustness", "subsets", "selection", "costs", "similarity"),
-    *("diagnostics", "published"),
+    *("diagnostics", "published", "modelled"),
 )
 SELECTION = [
     *("backbone", "mode", "space", "suite", "method", "seed", "hyperparameters", "scaling", "task", "split", "metric"),
@@ -31,7 +33,8 @@ def make_tables(job: Job) -> None:
     """Writes every table of TABLES as {name}.parquet, .csv and .md into the folder `output.tables`.
 
     Input: lists of parquet files scores, predictions, selection, diagnostics, similarity, of which the last three may
-    be empty. Params: published, rows of numbers to compare with (fusion.published); subsets {name: suite}.
+    be empty. Params: published, rows of numbers to compare with (fusion.published); subsets {name: suite}; modelled,
+    what jobs were reckoned to take, and benchmarks, the folder of what they took.
     """
     scores = _read(job.paths("scores"), SCORES)
     if measured(scores, "accuracy").empty:
@@ -52,6 +55,7 @@ def make_tables(job: Job) -> None:
         "diagnostics": make_diagnostics(job.paths("diagnostics")),
         "published": make_published(whole, job.params["published"]),
         "robustness": make_robustness(leaderboard, whole),
+        "modelled": make_modelled(job.params["modelled"], Path(job.params["benchmarks"])),
     }
     if warning := too_much_asked(tables["costs"]):
         print(warning)

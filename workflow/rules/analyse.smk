@@ -12,8 +12,9 @@ rule similarity:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=ASKED.memory("similarity", 1500),
+        disk_mb=ASKED.disk("similarity"),
+        runtime=ASKED.minutes("similarity", 30, bundle=16),
         bundle=16,
     params:
         stage="fusion.stages.analyse:similarity",

@@ -3,6 +3,11 @@ from functools import cache
 
 from fusion import look, record
 from fusion.artifacts import digest, require_writable, sha256
+from fusion.estimate import rates
+from fusion.estimate.asked import Asked
+from fusion.estimate.check import brief
+from fusion.estimate.jobs import Jobs
+from fusion.estimate.table import by_stage
 from fusion.plan import read
 from fusion.pipelines import parts
 from fusion.provenance import PACKAGE, code_hash
@@ -12,8 +17,9 @@ from snakemake_executor_plugin_submitit.asked import show_in_dry_runs
 from snakemake_executor_plugin_submitit.beside import hold_free_for_any
 
 decide_by_records()
-show_in_dry_runs()
 PLAN = read(config)
+ASKED = Asked(Jobs(PLAN, rates.read(PLAN.config.rates)))
+show_in_dry_runs(lambda: brief(ASKED.jobs))
 RUN = f"{PLAN.config.results}/{PLAN.config.run}"
 SHARED = f"{PLAN.config.results}/shared"
 require_writable(RUN)
@@ -262,6 +268,11 @@ def method_modules(method):
     """What a fusion by this method imports beside the stage."""
     needs = ["fusion.needs"] if PLAN.labelled(method) else []
     return [f"fusion.methods.{part}" for part in parts(PLAN.rows.methods[method].algorithm)] + needs
+
+
+def bundled(wildcards):
+    """How many fusions by a method share one job of a cluster: those that take long, none."""
+    return 1 if PLAN.adapt(wildcards.method) else 16
 
 
 def finetuned_models():

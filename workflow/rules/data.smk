@@ -11,8 +11,9 @@ rule fetch_archive:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=500,
-        runtime=30,
+        mem_mb=ASKED.memory("fetch_archive", 500),
+        disk_mb=ASKED.disk("fetch_archive"),
+        runtime=ASKED.minutes("fetch_archive", 30),
     params:
         stage="fusion.stages.prepare:fetch_archive",
         settings=lambda w: archive_settings(w.archive),
@@ -34,8 +35,9 @@ rule prepare_task:
         "../envs/stage.yml"
     threads: lambda w: 4 if PLAN.rows.tasks[w.task].modality == "image" else 1  # that decode pictures
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=ASKED.memory("prepare_task", 1500),
+        disk_mb=ASKED.disk("prepare_task"),
+        runtime=ASKED.minutes("prepare_task", 30),
     params:
         stage="fusion.stages.prepare:prepare_task",
         code=code_hash("fusion.stages.prepare"),
@@ -57,8 +59,9 @@ rule corrupt_task:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=2000,
-        runtime=120,
+        mem_mb=ASKED.memory("corrupt_task", 2000),
+        disk_mb=ASKED.disk("corrupt_task"),
+        runtime=ASKED.minutes("corrupt_task", 120, bundle=4),
         bundle=4,
     params:
         stage="fusion.stages.corrupt:corrupt_task",
@@ -81,8 +84,9 @@ rule prepare_backbone:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=ASKED.memory("prepare_backbone", 1500),
+        disk_mb=ASKED.disk("prepare_backbone"),
+        runtime=ASKED.minutes("prepare_backbone", 30),
     params:
         stage="fusion.stages.pretrained:prepare_backbone",
         code=code_hash("fusion.stages.pretrained"),
@@ -105,8 +109,9 @@ rule make_head:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=ASKED.memory("make_head", 1500),
+        disk_mb=ASKED.disk("make_head"),
+        runtime=ASKED.minutes("make_head", 30, bundle=16),
         bundle=16,
     params:
         stage="fusion.stages.pretrained:make_head",

@@ -15,8 +15,9 @@ rule evaluate_pretrained:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=2500,
-        runtime=60,
+        mem_mb=ASKED.memory("evaluate_pretrained", 2500),
+        disk_mb=ASKED.disk("evaluate_pretrained"),
+        runtime=ASKED.minutes("evaluate_pretrained", 60, bundle=16),
         bundle=16,
     params:
         stage="fusion.stages.evaluate:evaluate",

@@ -10,8 +10,9 @@ rule make_init:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=ASKED.memory("make_init", 1500),
+        disk_mb=ASKED.disk("make_init"),
+        runtime=ASKED.minutes("make_init", 30),
     params:
         stage="fusion.stages.pretrained:make_init",
         code=code_hash("fusion.stages.pretrained"),
@@ -41,8 +42,9 @@ rule finetune_task:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=3000,
-        runtime=240,
+        mem_mb=ASKED.memory("finetune_task", 3000),
+        disk_mb=ASKED.disk("finetune_task"),
+        runtime=ASKED.minutes("finetune_task", 240, most=1440),
     params:
         stage="fusion.stages.finetune:finetune",
         code=code_hash("fusion.stages.finetune"),
@@ -72,8 +74,9 @@ use rule finetune_task as finetune_multitask with:
         f"{RUN}/benchmarks/multitask/{{backbone}}/{{mode}}/{{suite}}/seed{{seed}}.tsv"
     priority: 30  # as long as all the others of its suite together
     resources:
-        mem_mb=4000,
-        runtime=lambda w: min(240 * len(suite(w.suite)), 1440),
+        mem_mb=ASKED.memory("finetune_multitask", 4000),
+        disk_mb=ASKED.disk("finetune_multitask"),
+        runtime=ASKED.minutes("finetune_multitask", 1440, most=1440),
 
 
 ruleorder: take_finetuned > finetune_task
@@ -94,8 +97,9 @@ rule take_finetuned:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=ASKED.memory("take_finetuned", 3000),
+        disk_mb=ASKED.disk("take_finetuned"),
+        runtime=ASKED.minutes("take_finetuned", 60),
     params:
         stage="fusion.stages.pretrained:take_finetuned",
         code=code_hash("fusion.stages.pretrained"),

@@ -19,9 +19,10 @@ rule fuse:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=4000,
-        runtime=240,
-        bundle=lambda w: 1 if PLAN.adapt(w.method) else 16,  # cluster jobs: so many short ones share one
+        mem_mb=ASKED.memory("fuse", 4000),
+        disk_mb=ASKED.disk("fuse"),
+        runtime=ASKED.minutes("fuse", 240, bundle=bundled),
+        bundle=bundled,  # cluster jobs: so many short ones share one
     params:
         stage="fusion.stages.fuse:fuse",
         code=lambda w: code_hash("fusion.stages.fuse", *method_modules(w.method)),

@@ -11,8 +11,9 @@ rule report:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1000,
-        runtime=30,
+        mem_mb=ASKED.memory("report", 1000),
+        disk_mb=ASKED.disk("report"),
+        runtime=ASKED.minutes("report", 30),
     params:
         stage="fusion.stages.report:make_report",
         code=code_hash("fusion.stages.report"),

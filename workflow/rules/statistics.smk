@@ -18,8 +18,9 @@ rule statistics:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=3000,
-        runtime=120,
+        mem_mb=ASKED.memory("statistics", 3000),
+        disk_mb=ASKED.disk("statistics"),
+        runtime=ASKED.minutes("statistics", 120, bundle=4),
         bundle=4,
     params:
         stage="fusion.stages.statistics:statistics",
@@ -59,8 +60,9 @@ rule merged_grams:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=ASKED.memory("merged_grams", 4000),
+        disk_mb=ASKED.disk("merged_grams"),
+        runtime=ASKED.minutes("merged_grams", 240),
     params:
         stage="fusion.stages.merged_grams:merged_grams",
         code=code_hash("fusion.stages.merged_grams"),

@@ -16,12 +16,15 @@ rule tables:
     conda:
         "../envs/stage.yml"
     resources:
-        mem_mb=1500,
-        runtime=30,
+        mem_mb=ASKED.memory("tables", 1500),
+        disk_mb=ASKED.disk("tables"),
+        runtime=ASKED.minutes("tables", 30),
     params:
         stage="fusion.stages.tables:make_tables",
         code=code_hash("fusion.stages.tables"),
         published=PUBLISHED,
         subsets=PLAN.subsets,
+        modelled=lambda w: by_stage(ASKED.jobs),
+        benchmarks=f"{RUN}/benchmarks",
     script:
         "../scripts/stage.py"
