@@ -107,7 +107,7 @@ class BackboneRow(Row):
     frozen: list[str] = []
     target_modules: list[str] = Field(min_length=1)
     options: dict[str, Any] = Field(default={}, validate_default=True)
-    compile: bool = False
+    compile: bool = Field(default=False, exclude=True)  # so that what is prepared is the same either way
     size: ModelSize | None = Field(default=None, exclude=True)
 
     @field_validator("options")

@@ -56,18 +56,30 @@ def test_fine_tuning_is_a_forward_and_a_backward_pass_an_example_and_holds_four_
     assert work.device == 4 * 1000 + 3 * 4 * 600 + kept
 
 
-def test_fusing_scores_every_candidate_and_decodes_only_what_was_not_kept() -> None:
-    sizes = ModelSize(parameters=1000, trained=600, width=8, layers=2, tokens=4, side=1024)
+def test_fusing_scores_every_candidate_unless_it_is_alone() -> None:
+    given: dict[str, Any] = {"batch_size": 4, "adaptive": False, "is_masked": False, "models": 1}
+    assert [stages.fuse(SMALL, [10, 20], candidates=n, **given).forwards for n in (1, 3)] == [0, 3 * 30]
+
+
+def test_prepared_pictures_are_decoded_once_and_read_at_every_pass() -> None:
+    sizes = ModelSize(parameters=1000, trained=600, width=8, layers=2, tokens=4, side=32)
     pictures = Model(sizes, 600, 600, 600, embeds_texts=True, is_clip=True)
-    fits = stages.KEPT // (3 * 1024**2)
-    given: dict[str, Any] = {"batch_size": 4, "is_image": True, "adaptive": False, "is_masked": False}
-    work = stages.fuse(pictures, [fits + 10, 20], candidates=3, models=1, **given)
-    assert work.forwards == 3 * (fits + 30)
-    assert work.decoded == pytest.approx(fits + 30 + 2 * 10, abs=2)  # a part of a picture's bytes fits, too
+    made = stages.prepare_pixels(pictures, 100)
+    assert (made.decoded, made.written) == (100, 100 * 3 * 32**2)
+    scored = stages.evaluate(pictures, [60, 40], batch_size=8)
+    assert scored.decoded == 0 and scored.read == made.written + 4 * (1000 + 600)
+
+
+def test_directions_of_fisher_information_share_a_backward_pass_as_far_as_their_gradients_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stages, "GRADIENTS", 5 * 4 * 600)
+    work = stages.fisher(SMALL, directions=12, examples=2, is_image=False)
+    assert (work.forwards, work.backwards, work.batches) == (2, 24, 2 * (1 + 3))
 
 
 def test_an_evaluation_is_a_pass_a_test_example_and_a_row_each() -> None:
-    work = stages.evaluate(SMALL, [10, 30], batch_size=8, is_image=False)
+    work = stages.evaluate(SMALL, [10, 30], batch_size=8)
     assert (work.forwards, work.batches, work.backwards) == (40, 5, 0)
     assert work.written == 12 * 40 + 2 * stages.FILE_BYTES and work.read == 4 * (1000 + 600)
 

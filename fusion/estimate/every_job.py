@@ -1,6 +1,6 @@
 """Which jobs a plan has, by rules and wildcards of workflow/, without versions and seeds: no cost depends on those."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, product
 from typing import Any
 
@@ -32,8 +32,20 @@ def prepared(plan: Plan) -> Iterator[Job]:
     adapters = [mode for mode in run.modes if rows.modes[mode].adapter]
     for backbone in run.backbones:
         yield "prepare_backbone", {"backbone": backbone}
+        yield from (("prepare_pixels", {"backbone": backbone} | one) for one in pictures(plan, conditions))
         yield from (("make_head", {"backbone": backbone, "task": task}) for task in tasks)
         yield from (("make_init", {"backbone": backbone, "mode": mode}) for mode in adapters for _ in run.seeds)
+
+
+def pictures(plan: Plan, tested: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """The splits whose pictures are kept as a backbone takes them; tested: every task, and what its tests are under."""
+    wanted = [(task, split, "") for task in plan.tasks for split in ("train", "val") if plan.pictures(split) != 0]
+    wanted += [(task, "test", condition) for task, condition in tested]
+    return [
+        {"task": task, "split": split, "corruption": condition}
+        for task, split, condition in dict.fromkeys(wanted)
+        if plan.rows.tasks[task].modality == "image"
+    ]
 
 
 def trained(plan: Plan) -> Iterator[Job]:

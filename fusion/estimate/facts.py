@@ -30,6 +30,10 @@ class Model:
         heads = size.width / 64
         return batch_size * size.layers * size.tokens * (34 * size.width + 5 * heads * size.tokens)
 
+    def picture_bytes(self) -> int:
+        """A prepared picture on disk; 0 of a text."""
+        return self.example_bytes() if self.size.side else 0
+
     def example_bytes(self) -> int:
         """A prepared input in memory: pixels as bytes, or two int64 a token."""
         return 3 * self.size.side**2 if self.size.side else 16 * self.size.tokens

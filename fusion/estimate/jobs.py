@@ -15,7 +15,7 @@ from fusion.pipelines import method_class, parts
 from fusion.plan import Plan
 
 Wildcards = Mapping[str, Any]
-KEYS = ("statistic", "backbone", "mode", "space", "suite", "method", "task", "off_diagonal", "corruption")
+KEYS = ("statistic", "backbone", "mode", "space", "suite", "method", "task", "split", "off_diagonal", "corruption")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,10 @@ class Jobs:
         side = model(self.plan, self.plan.config.backbones[0]).size.side or 0
         return stages.corrupt_task(examples(self.plan, w["task"], "test"), side)
 
+    def prepare_pixels(self, w: Wildcards) -> Work:
+        count = examples(self.plan, w["task"], w["split"], self.plan.pictures(w["split"]))
+        return stages.prepare_pixels(model(self.plan, w["backbone"]), count)
+
     def prepare_backbone(self, w: Wildcards) -> Work:
         return stages.prepare_backbone(model(self.plan, w["backbone"]))
 
@@ -117,7 +121,8 @@ class Jobs:
         fuse, task = self.plan.config.fuse, w["task"]
         count, is_image = examples(self.plan, task, "train", fuse.statistics_examples), self._is_image(task)
         if w["statistic"] == "fisher":
-            return stages.fisher(self._model(w), len(self.plan.rows.tasks[task].classes), count, is_image)
+            directions = 1 if fuse.fisher_labels == "sampled" else len(self.plan.rows.tasks[task].classes) - 1
+            return stages.fisher(self._model(w), directions, count, is_image)
         return stages.gram(self._model(w), count, self.plan.config.evaluate.batch_size, is_image)
 
     def merged_grams(self, w: Wildcards) -> Work:
@@ -134,7 +139,6 @@ class Jobs:
             self._model(w),
             [examples(self.plan, task, "val", self.plan.config.fuse.select_examples) for task in tasks],
             batch_size=self.plan.config.evaluate.batch_size,
-            is_image=self._is_image(tasks[0]),
             candidates=len(method.grid),
             adaptive=method.is_adaptive,
             is_masked="concrete" in parts(method.pipeline),
@@ -159,13 +163,14 @@ class Jobs:
 
     def evaluate_pretrained(self, w: Wildcards) -> Work:
         suite, limit = self.plan.rows.suites[w["suite"]], self.plan.config.evaluate.examples
-        tests = [examples(self.plan, task, "test", limit) for task in (*suite.tasks, *suite.unseen)]
+        is_own = "task" in w and not self.plan.config.evaluate.cross_task
+        tasks = [w["task"]] if is_own else [*suite.tasks, *suite.unseen]
+        tests = [examples(self.plan, task, "test", limit) for task in tasks]
         if "task" in w:  # an individual model, also on the validation examples of its own task
             tests.append(examples(self.plan, w["task"], "val", limit))
         if "method" in w and self.plan.reason(w["mode"], w["space"], w["method"]):
             return Work(written=2 * stages.FILE_BYTES)
-        batch_size, is_image = self.plan.config.evaluate.batch_size, self._is_image(suite.tasks[0])
-        return stages.evaluate(self._model(w), tests, batch_size, is_image)
+        return stages.evaluate(self._model(w), tests, self.plan.config.evaluate.batch_size)
 
     evaluate_individual = evaluate_multitask = evaluate_fused = evaluate_pretrained
 

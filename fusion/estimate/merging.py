@@ -45,7 +45,7 @@ def passes(pipeline: str, grid: Grid, model: Model, tasks: int, settings: Mappin
             own = {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
             if part in ADAPTIVE:
                 objectives, crossings = ADAPTIVE[part](own, tasks)
-                total += stages.adaptation(model, tasks, objectives, settings["batch_size"], is_image, crossings)
+                total += stages.adaptation(model, tasks, objectives, settings["batch_size"], crossings)
             elif part in LABELLED:
                 total += _losses(model, LABELLED[part](own, tasks), tasks, settings, is_image)
             elif {"objective", "loss"} & set(needs(part)):

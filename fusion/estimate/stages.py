@@ -6,11 +6,14 @@ given no GPU hold all in the host's.
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 from fusion.estimate.facts import FLOAT, Model
 from fusion.estimate.work import Work
 
 KEPT = 256 << 20  # bytes of a task's batches that stay in memory (fusion/scoring.py)
+GRADIENTS = 4 << 30  # bytes of gradients that are held together on a GPU (fusion/fisher_information.py)
+BLOCK = 256  # pictures that are prepared together (fusion/stages/pixels.py)
 RESAMPLES = 2000
 ROW_BYTES = 12  # of a prediction on disk
 FILE_BYTES = 30_000  # a parquet file's schema and statistics, and what is written beside a model
@@ -35,6 +38,12 @@ def prepare_task(examples: int, stored: float, is_image: bool) -> Work:
 def corrupt_task(tests: int, side: int) -> Work:
     """Decodes and corrupts every test picture, and stores it uncompressed; the rest is shared."""
     return Work(decoded=tests, seconds=0.05 * tests, written=3.0 * side**2 * tests, host=5e8)
+
+
+def prepare_pixels(model: Model, pictures: int) -> Work:
+    """Decodes, resizes and writes pictures, block by block."""
+    written = pictures * model.example_bytes()
+    return Work(decoded=pictures, written=written, host=2e8 + 2.0 * BLOCK * model.example_bytes())
 
 
 def prepare_backbone(model: Model) -> Work:
@@ -81,19 +90,21 @@ def finetune(model: Model, tasks: int, steps: int, batch_size: int, is_image: bo
     )
 
 
-def fisher(model: Model, classes: int, examples: int, is_image: bool) -> Work:
-    """Batches of one example: a forward pass, and a backward pass a direction, of which there are C − 1."""
-    directions, stored = examples * (classes - 1), FLOAT * model.size.parameters
+def fisher(model: Model, directions: int, examples: int, is_image: bool) -> Work:
+    """A forward pass an example, and as many backward passes as there are directions, so many together as fit."""
+    stored, gradients = FLOAT * model.size.parameters, FLOAT * model.coordinates
+    together = max(1, min(directions, GRADIENTS // gradients))
+    launches, directions = examples * ceil(directions / together), examples * directions
     return Work(
         forwards=examples,
         backwards=directions,
-        batches=examples + directions,
+        batches=examples + launches,
         decoded=examples * is_image,
-        traversed=directions * 3 * FLOAT * model.coordinates,
+        traversed=directions * 3 * gradients,
         read=2 * stored,
-        written=FLOAT * model.coordinates,
+        written=gradients,
         host=stored + FLOAT * model.trained,
-        device=stored + 3 * FLOAT * model.coordinates + model.activations(1),
+        device=stored + (1 + 2 * together) * gradients + together * model.activations(1),
     )
 
 
@@ -132,32 +143,30 @@ def fuse(
     validation: Sequence[int],
     *,
     batch_size: int,
-    is_image: bool,
     candidates: int,
     adaptive: bool,
     is_masked: bool,
     models: int,
 ) -> Work:
-    """Scores every candidate on validation examples, and writes the best; what merging takes comes to that.
+    """Scores several candidates on validation examples, and writes the best; what merging takes comes to that.
 
     validation: examples of each task; models: how many are written, one a task by multi-model methods.
     """
     tasks, scored = len(validation), sum(validation)
-    passes = candidates + 2 * adaptive + is_masked  # the entropies before and after; every model under the mask
+    passes = candidates * (candidates > 1) + 2 * adaptive + is_masked  # entropies before, after; models under the mask
     stored, coordinates = FLOAT * model.size.parameters, FLOAT * model.coordinates
     return Work(
         forwards=scored * passes,
         batches=scored * passes / batch_size,
-        decoded=is_image * decoded(model, validation, passes),
-        read=stored + tasks * FLOAT * model.trained,
+        read=scored * passes * model.picture_bytes() + stored + tasks * FLOAT * model.trained,
         written=models * FLOAT * model.changed + 2 * FILE_BYTES,
         host=stored + tasks * FLOAT * max(model.trained, model.coordinates),
         device=stored + (2 * models + 1) * coordinates + sum(kept(model, n) for n in validation),
     )
 
 
-def adaptation(model: Model, tasks: int, objectives: float, batch_size: int, is_image: bool, crossings: float) -> Work:
-    """Objectives of one batch a task, forward and backward, each kept until all are done; task vectors stay in memory.
+def adaptation(model: Model, tasks: int, objectives: float, batch_size: int, crossings: float) -> Work:
+    """Objectives of one batch over all tasks, forward and backward; task vectors stay in memory.
 
     crossings: how often the coordinates of one model cross memory for each objective, in bytes of a float.
     """
@@ -165,21 +174,20 @@ def adaptation(model: Model, tasks: int, objectives: float, batch_size: int, is_
     return Work(
         forwards=examples,
         backwards=examples,
-        batches=2 * objectives * tasks,
-        decoded=examples * is_image,
+        batches=2 * objectives,
+        read=examples * model.picture_bytes(),
         traversed=objectives * crossings * coordinates,
         device=FLOAT * model.size.parameters + (tasks + 8) * coordinates + tasks * model.activations(batch_size),
     )
 
 
-def evaluate(model: Model, tests: Sequence[int], batch_size: int, is_image: bool) -> Work:
+def evaluate(model: Model, tests: Sequence[int], batch_size: int) -> Work:
     """A forward pass of every test example of every task, one task's batches in memory at a time."""
     stored, changed, scored = FLOAT * model.size.parameters, FLOAT * model.changed, sum(tests)
     return Work(
         forwards=scored,
         batches=scored / batch_size,
-        decoded=scored * is_image,
-        read=stored + changed,
+        read=scored * model.picture_bytes() + stored + changed,
         written=ROW_BYTES * scored + 2 * FILE_BYTES,
         host=stored + changed,
         device=stored + changed + max(kept(model, n) for n in tests),
@@ -211,9 +219,3 @@ def report(boards: int) -> Work:
 def kept(model: Model, examples: int) -> float:
     """Bytes of a task's prepared inputs that stay in memory from one candidate to the next."""
     return min(examples * model.example_bytes(), KEPT)
-
-
-def decoded(model: Model, validation: Sequence[int], passes: float) -> float:
-    """Pictures that are decoded for so many passes: all once, later only those that were not kept."""
-    lost = sum(max(0.0, n - KEPT / model.example_bytes()) for n in validation)
-    return sum(validation) + max(0.0, passes - 1) * lost

@@ -177,10 +177,9 @@ def pretrained(backbone):
 
 
 def version(row):
-    """What tells a row from others of its name: its values, and those of the archives it reads; not whether what is
-    prepared is compiled later."""
+    """What tells a row from others of its name: its values, and those of the archives it reads."""
     archives = [archive_settings(source.archive) for source in row.sources if source.archive]
-    return digest([row.model_dump(exclude={"compile"}), archives])[:8]
+    return digest([row.model_dump(), archives])[:8]
 
 
 def archive_settings(name):

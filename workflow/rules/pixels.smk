@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from fusion.artifacts import read_json
@@ -41,6 +42,12 @@ def pictures(w):
     return None if None in asked else max(asked)
 
 
+def reckoned(w):
+    """The wildcards with those by which a job of this rule is reckoned."""
+    task, corruption = re.fullmatch(r"(.+)-[0-9a-f]{8}(?:\.(.+))?", w.data).groups(default="")
+    return {"backbone": w.backbone, "split": w.split, "task": task, "corruption": corruption}
+
+
 rule prepare_pixels:
     input:
         model=f"{SHARED}/pretrained/{{backbone}}-{{weights}}",
@@ -61,8 +68,9 @@ rule prepare_pixels:
         "../envs/stage.yml"
     threads: 4
     resources:
-        mem_mb=1500,
-        runtime=120,
+        mem_mb=lambda w, attempt: ASKED.memory("prepare_pixels", 1500)(reckoned(w), attempt),
+        disk_mb=lambda w: ASKED.disk("prepare_pixels")(reckoned(w)),
+        runtime=lambda w: ASKED.minutes("prepare_pixels", 120, most=480)(reckoned(w)),
     params:
         stage="fusion.stages.pixels:prepare_pixels",
         code=code_hash("fusion.stages.pixels"),
