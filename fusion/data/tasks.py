@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class TaskData:
     pixels: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job) -> "list[TaskData]":
+    def of(cls, job: Job) -> list[Self]:
         """The tasks of a job's input `data`, each with those of the input `pixels` that are its own."""
         found: dict[str, dict[str, Path]] = {}
         for folder in map(Path, job.paths("pixels")):

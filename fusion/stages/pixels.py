@@ -54,7 +54,7 @@ def _grow(path: Path, transform: Pixels, pictures: Sequence[Any], info: dict[str
         file.truncate(file.seek(kept * row.nbytes, os.SEEK_CUR))
         while done < len(pictures):
             block = transform(pictures[done : done + BLOCK])
-            file.write(block.numpy())
+            file.write(block.numpy().tobytes())
             file.flush()
             os.fsync(file.fileno())  # what the record says is there after a power cut, too
             done += len(block)
