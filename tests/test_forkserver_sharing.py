@@ -76,7 +76,7 @@ def start(folder: Path, *arguments: str) -> Running:
 
 
 def made(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted((folder / kind).iterdir())]
+    return [json.loads(file.read_text()) for file in sorted((folder / kind).glob("[0-9]"))]
 
 
 @pytest.mark.slow
