@@ -81,7 +81,7 @@ def read_all(suite: Suite, backbone: Any) -> list[torch.Tensor]:
         (scored,) = suite.scored(backbone, split, limit, 4)
         predictions = scored.predict(backbone, {})
         found += [predictions.labels, predictions.entropies]
-    (stream,) = suite.unlabelled(backbone, "val", 3, 0)
+    stream = suite.unlabelled(backbone, "val", 3, 0)
     return found + [batch["pixels"] for batch in islice(stream, 5)]
 
 
