@@ -23,7 +23,7 @@ ABOUT = """\
 
 `fusion check CONFIG` says what a run will cost, before anything is downloaded; these are its tables. **All of this is
 modelled**: no preset for a GPU has run at its true size, and the rates of the h100 are assumed. Those of the cpu are
-measured.
+measured for MiniLM and for merging, and guessed for DINOv2 and for the backward pass of CLIP.
 
 Each stage's work is a function of the model's size, the number of tasks and examples (`fusion/estimate/stages.py`); the
 rates of a machine turn it into seconds (`config/rates.yaml`; `--device`, `--rates FILE` of your own). The same figures,
