@@ -81,8 +81,8 @@ def _run(order: Order, stopping: Stopping) -> None:
     with hashing(files) as hashes, ExitStack() as stack:
         rng = Generator().manual_seed(order.seed)
         place = chosen(order.device)
-        if not order.quiet:
-            print(f"merging on {name_of(place)}", file=sys.stderr, flush=True)
+        if place.type != "cpu" and not order.quiet:
+            print(f"merging on {name_of(place)}; --device cpu merges on the host", file=sys.stderr, flush=True)
         taus = _task_vectors(base, models, order, place)
         warnings = _warn(order, base, models)
         state = merge(order.recipe.pipeline, taus, rng=rng, values=order.recipe.values)

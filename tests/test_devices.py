@@ -200,7 +200,7 @@ def test_matrices_of_one_shape_are_updated_together_as_far_as_memory_goes(monkey
 
 
 def test_files_are_merged_on_the_device_that_is_there(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FUSION_DEVICE", "meta")  # in place of cuda, for --device auto
     with PretendDevice() as seen:
@@ -208,8 +208,10 @@ def test_files_are_merged_on_the_device_that_is_there(
         assert seen.moved > 4 * (models / "base/model.safetensors").stat().st_size
     assert_same(read(tmp_path / "there"), expected(models, "ties"), atol=1e-6)
     assert "| device | meta |" in (tmp_path / "there/README.md").read_text()
+    assert "merging on meta; --device cpu" in capsys.readouterr().err
     assert fuse(models, tmp_path / "here", "ties", "--device", "cpu") == 0
     assert "| device | cpu |" in (tmp_path / "here/README.md").read_text()
+    assert "merging on" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
