@@ -53,7 +53,7 @@ def scores_of(world: World, folder: Path, method: str, evaluated: Path | None = 
     """The scores of the pre-trained or of a fused model, with the last task unseen."""
     output = {name: folder / f"{name}.parquet" for name in ("scores", "predictions")}
     settings = {"domain": "text", "method": method, "method_class": "", "corruption": "", "zero_shot": {}}
-    settings |= {"unseen": TASKS[-1:], "evaluate": {"batch_size": 8, "examples": 10}}
+    settings |= {"unseen": TASKS[-1:], "n_tasks": len(TASKS) - 1, "evaluate": {"batch_size": 8, "examples": 10}}
     job = world.suite_job("fusion.stages.evaluate:evaluate", output, "full", **settings)
     job.input.pop("finetuned")
     job.input.update({"evaluated": str(evaluated)} if evaluated else {})

@@ -66,6 +66,11 @@ def test_compiling_a_backbone_trains_and_scores_anew_and_prepares_nothing(done: 
     assert not rules & {"prepare_backbone", "make_head", "make_init", "prepare_task"}
 
 
+def test_scoring_individual_models_on_other_tasks_runs_their_evaluations_alone(done: Path) -> None:
+    rules = plan(done, evaluate={"cross_task": True}).rules
+    assert rules == {"evaluate_individual": len(tiny.TASKS) * 3} | AFTER_FUSION  # of three modes
+
+
 def test_running_again_does_nothing(done: Path) -> None:
     assert not plan(done).rules
 

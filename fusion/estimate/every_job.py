@@ -1,6 +1,6 @@
 """Which jobs a plan has, by rules and wildcards of workflow/, without versions and seeds: no cost depends on those."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, product
 from typing import Any
 
@@ -20,9 +20,9 @@ def prepared(plan: Plan) -> Iterator[Job]:
     run, rows = plan.config, plan.rows
     tested = {suite: (*rows.suites[suite].tasks, *rows.suites[suite].unseen) for suite in run.suites}
     tasks = dict.fromkeys(task for one in tested.values() for task in one)
-    sources = [rows.tasks[task].source(rows.archives) for task in tasks]
-    sources += [rows.backbones[name].source() for name in run.backbones]
-    for archive in dict.fromkeys(source.archive for source in sources if source.archive):
+    sources = [read_from(rows.tasks[task].source, rows.archives) for task in tasks]
+    sources += [read_from(rows.backbones[name].source) for name in run.backbones]
+    for archive in dict.fromkeys(source.archive for source in sources if source and source.archive):
         yield "fetch_archive", {"archive": archive}
     for task in tasks:
         yield "prepare_task", {"task": task}
@@ -35,6 +35,14 @@ def prepared(plan: Plan) -> Iterator[Job]:
         yield from (("prepare_pixels", {"backbone": backbone} | one) for one in pictures(plan, conditions))
         yield from (("make_head", {"backbone": backbone, "task": task}) for task in tasks)
         yield from (("make_init", {"backbone": backbone, "mode": mode}) for mode in adapters for _ in run.seeds)
+
+
+def read_from(source: Callable[..., Any], *given: Any) -> Any:
+    """What a row is read from; None where that is gone, and what was prepared from it takes its place."""
+    try:
+        return source(*given)
+    except ValueError:
+        return None
 
 
 def pictures(plan: Plan, tested: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
