@@ -6,6 +6,7 @@ if not workflow.config_settings.configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/pictures.smk"
 include: "workflow/rules/pixels.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/statistics.smk"
